@@ -73,7 +73,7 @@ def report(
     "What saealign costs with this model on this machine"
     prompts, texts = list(bundled_prompts(n_prompts).prompt), bundled_topic(topic)
     ref = ReferenceSet.build(model, prompts)
-    setup = in_turn({"set-up, 1,000 prompts": lambda: build_shard(model, prompts, ref.embedder, "sum_norm", 32)}, rounds) * 1000 / n_prompts
+    setup = in_turn({"set-up, 1,000 prompts": lambda: build_shard(model, prompts, ref.embedder)}, rounds) * 1000 / n_prompts
     scores = ref.score(texts, name=topic)
     tokens = token_costs(model, {"SAE": Reconstruct(), "Swap": Swap(scores)}, rounds=rounds)
     columns = pd.concat([setup, topic_costs(ref, texts, rounds).sum(axis=1).rename("a new topic"),

@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['Edit', 'Reconstruct', 'site_scores', 'check_topic', 'Swap', 'choose', 'Clamp', 'Weight', 'AddVector', 'contamination',
-           'recon_error_diff', 'Trace', 'steer', 'Generation']
+           'recon_error_diff', 'Trace', 'steer', 'Generation', 'end_ids', 'seeded', 'sampling', 'replay',
+           'rank_correlation']
 
 # %% ../nbs/03_swap_clamp.ipynb #c003
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from threading import Event, Thread
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from sae_lens import SAE
 from torch import nn
+from transformers import TextIteratorStreamer
 
 from .reference_set import fingerprint
 from .scoring import TopicScores
-from .sae_mechanics import SAEModel, activate, check_architecture, decode, encode, hooked, magnitudes, special_ids
+from .sae_mechanics import SAEModel, activate, check_architecture, decode, encode, generate_ids, hooked, magnitudes, special_ids, where_content
 
 # %% ../nbs/03_swap_clamp.ipynb #c006
 @dataclass
@@ -60,7 +63,7 @@ def run(self:Reconstruct,
     after = self.edit(sae, pre_acts, before)
     if token_mask is not None: after = torch.where(token_mask[..., None], after, before)
     new = x + (decode(sae, after) - decode(sae, before)).to(x.dtype) if self.keep_error else decode(sae, after).to(x.dtype)
-    return Edit(new if token_mask is None else torch.where(token_mask[..., None], new, x), before, after)
+    return Edit(new if token_mask is None else where_content(token_mask, new, x), before, after)
 
 @patch
 def __call__(self:Reconstruct,
@@ -143,8 +146,9 @@ def choose(
     "Which features are on, once scores have their say"
     if k is None: return activate(sae, weighted) != 0
     n = (feature_acts != 0).sum(-1, keepdim=True) if k == "l0" else min(k, weighted.shape[-1])
-    rank = weighted.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return (rank < n) & (weighted > 0)
+    size = weighted.abs() if sae.cfg.architecture() == "abstopk" else weighted
+    rank = size.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return (rank < n) & (size > 0)
 
 @patch
 def edit(self:Swap, sae, pre_acts, feature_acts):
@@ -210,7 +214,7 @@ class AddVector(Reconstruct):
         v = self.vectors.get(sae.cfg.metadata.hook_name, self.vectors.get(None))
         if v is None: return Edit(x, acts := encode(sae, x)[1], acts)
         new = x + self.strength * torch.as_tensor(v, dtype=x.dtype, device=x.device)
-        if token_mask is not None: new = torch.where(token_mask[..., None], new, x)
+        if token_mask is not None: new = where_content(token_mask, new, x)
         return Edit(new, encode(sae, x)[1], encode(sae, new)[1])
 
 # %% ../nbs/03_swap_clamp.ipynb #c030
@@ -221,8 +225,9 @@ def contamination(
 ) -> torch.Tensor: # [...]; in [0, 1] if normalized
     "How much of the activation is not about the topic"
     s = torch.as_tensor(scores, dtype=feature_acts.dtype, device=feature_acts.device).nan_to_num(0.)
-    off = (feature_acts * (1 - s)).sum(-1)
-    return off / feature_acts.sum(-1).clamp_min(1e-12) if normalize else off
+    size = feature_acts.abs()                                          # an AbsTopK SAE's may be negative
+    off = (size * (1 - s)).sum(-1)
+    return off / size.sum(-1).clamp_min(1e-12) if normalize else off
 
 # %% ../nbs/03_swap_clamp.ipynb #c033
 def recon_error_diff(
@@ -261,7 +266,7 @@ class Trace:
 # %% ../nbs/03_swap_clamp.ipynb #c037
 @contextmanager
 def steer(
-    lm:nn.Module, # a Hugging Face causal LM
+    lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
     intervention:Reconstruct|None, # what to do; None watches only
     sae:SAE|list[SAE]|dict, # the SAE or SAEs, whose metadata name their hook points
     tokenizer=None, # for special tokens that the LM's config does not know
@@ -306,10 +311,15 @@ class Generation:
         return f"<p><b>{escape(self.label)}</b>, contamination {self.mean_contamination:.2f}<br>{escape(self.prompt)}{words}</p>"
 
 # %% ../nbs/03_swap_clamp.ipynb #c042
-def _as_generation(model, prompt, ids, contaminated, changed, label):
+def end_ids(model:SAEModel) -> list[int]: # may be empty
+    "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
+    config = getattr(model.lm, "generation_config", None)
+    ids = model.tokenizer.eos_token_id if config is None else config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+def _as_generation(model, prompt, ids, ends, contaminated, changed, label):
     "One row of new tokens, cut at the end of text, with its numbers"
-    eos = model.lm.generation_config.eos_token_id
-    stop = next((i for i, t in enumerate(ids) if t in (eos if isinstance(eos, list) else [eos])), len(ids))
+    stop = next((i for i, t in enumerate(ids) if t in ends), len(ids))
     pad = lambda v: np.append(v, np.nan)[:len(ids)][:stop]
     return Generation(prompt, model.tokenizer.decode(ids[:stop]), [model.tokenizer.decode(i) for i in ids[:stop]],
                       pad(contaminated), pad(changed), label)
@@ -321,6 +331,56 @@ def _per_row(intervention, prompts):
     return n > 1
 
 # %% ../nbs/03_swap_clamp.ipynb #c043
+@contextmanager
+def seeded(
+    model:SAEModel, # whose device draws
+    seed:int, # of the draws inside
+):
+    "Draw from a seed for the length of a `with` block, and leave the global random state alone"
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+def sampling(
+    model:SAEModel, # whose end of text counts
+    max_new_tokens:int, # how long the continuations are
+    top_k:int, # sample among this many; 1 is greedy
+    **kwargs, # anything else for `lm.generate`; wins
+) -> dict:
+    "Our options in the words of `generate_ids`"
+    beams = kwargs.get("num_beams", 1) > 1
+    draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
+    return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
+
+# %% ../nbs/03_swap_clamp.ipynb #c045
+@torch.no_grad()
+def replay(
+    model:SAEModel, # model and SAEs
+    intervention:Reconstruct|None, # as during generation
+    ids:torch.Tensor, # [batch, pos] finished texts
+    attention_mask:torch.Tensor, # [batch, pos], 0 for padding
+    topic:TopicScores|None, # what contamination is measured against
+) -> Trace:
+    "What an intervention does along finished texts"
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+    with steer(model.lm, intervention, model.saes, model.tokenizer, trace := Trace(topic)):
+        model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    return trace
+
+# %% ../nbs/03_swap_clamp.ipynb #c046
+def _continue(model, prompts, intervention, topic, options):
+    "One batch of `generate`"
+    tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
+    start = tokens["input_ids"].shape[1]
+    with steer(model.lm, intervention, model.saes, model.tokenizer, trace): ids = generate_ids(model.lm, tokens, **options)
+    if options.get("num_beams", 1) > 1:
+        seen = tokens["attention_mask"].repeat_interleave(n, 0)
+        trace = replay(model, intervention, ids, torch.cat([seen, seen.new_ones(len(ids), ids.shape[1] - start)], 1), topic)
+    label = getattr(intervention, "label", "Original")
+    for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
+        yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, label)
+
+# %% ../nbs/03_swap_clamp.ipynb #c047
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
@@ -331,26 +391,54 @@ def generate(self:SAEModel,
     seed:int=0, # of the sampling; the global random state is left alone
     topic:TopicScores|None=None, # what contamination is measured against; None: the intervention's topic
     batch_size:int=16, # prompts at a time
-    **kwargs, # anything else for `lm.generate`
-) -> list[Generation]:
+    stream:bool=False, # yield the text of one prompt as it comes, see `stream`
+    **kwargs, # anything else for `lm.generate`, such as num_beams or num_return_sequences
+) -> list[Generation]: # num_return_sequences of them for each prompt, in order
     "Continue prompts, steered or not"
+    if stream: return self.stream(prompts, intervention, max_new_tokens, top_k, seed, **kwargs)
     prompts, out = [prompts] if isinstance(prompts, str) else list(prompts), []
     batch_size = len(prompts) if _per_row(intervention, prompts) else batch_size
     self.to_tokens(prompts, reserve=max_new_tokens)                    # what is wrong with them shows now
-    topic = topic or getattr(intervention, "topic", None)
-    options = dict(max_new_tokens=max_new_tokens, do_sample=top_k > 1, top_k=top_k if top_k > 1 else None, pad_token_id=0) | kwargs
-    with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for b in range(0, len(prompts), batch_size):
-            some = prompts[b:b + batch_size]
-            tokens, trace = self.to_tokens(some, "left", reserve=max_new_tokens), Trace(topic)
-            start = tokens["input_ids"].shape[1]
-            with steer(self.lm, intervention, self.saes, self.tokenizer, trace): ids = self.lm.generate(**tokens, **options)
-            for p, row, c, n in zip(some, ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect())):
-                out.append(_as_generation(self, p, row, c, n, getattr(intervention, "label", "Original")))
+    topic, options = topic or getattr(intervention, "topic", None), sampling(self, max_new_tokens, top_k, **kwargs)
+    with seeded(self, seed):
+        for b in range(0, len(prompts), batch_size): out += _continue(self, prompts[b:b + batch_size], intervention, topic, options)
     return out
 
-# %% ../nbs/03_swap_clamp.ipynb #c046
+# %% ../nbs/03_swap_clamp.ipynb #c060
+@patch
+def stream(self:SAEModel,
+    prompt:str, # one text
+    intervention:Reconstruct|None=None, # see `generate`
+    max_new_tokens:int=64, # how long the continuation is
+    top_k:int=5, # sample among this many; 1 is greedy
+    seed:int=0, # of the sampling
+    **kwargs, # anything else for `lm.generate`
+): # iterator of pieces of text
+    "Yield a continuation as it comes"
+    if not isinstance(prompt, str): raise TypeError("Only one prompt can be streamed: give a text, or leave stream=True out.")
+    tokens = self.to_tokens(prompt, reserve=max_new_tokens)
+    for sae in self.saes.values(): intervention is None or intervention.check(sae)
+    return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
+
+def _pieces(model, tokens, intervention, seed, options):
+    "Pieces of text from a thread that generates, until it ends or nobody listens any more"
+    streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
+    stopped = lambda ids, scores: torch.full((len(ids),), stop.is_set(), device=ids.device)
+    def work():
+        try:
+            with seeded(model, seed), steer(model.lm, intervention, model.saes, model.tokenizer):
+                generate_ids(model.lm, tokens, **options, streamer=streamer, stopping_criteria=[stopped])
+        except Exception as e: errors.append(e)
+        finally: streamer.end()
+    thread = Thread(target=work)
+    thread.start()
+    try: yield from filter(None, streamer)
+    finally:
+        stop.set()
+        thread.join()
+    if errors: raise errors[0]
+
+# %% ../nbs/03_swap_clamp.ipynb #c063
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -363,3 +451,33 @@ def compare(self:SAEModel,
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
+
+# %% ../nbs/03_swap_clamp.ipynb #c066
+@patch
+@torch.no_grad()
+def token_effects(self:SAEModel,
+    texts:list[str], # to read
+    intervention:Reconstruct, # what to do at each token
+    topic:TopicScores|None=None, # what contamination is measured against; None: the intervention's
+    batch_size:int=16, # texts at a time
+) -> pd.DataFrame: # one row per hook point and content token
+    "What an intervention does at each token: features changed, contamination, reconstruction error, size"
+    rows, topic = [], topic or intervention.topic
+    for b in range(0, len(texts), batch_size):
+        xs, mask = self.activations(self.to_tokens(texts[b:b + batch_size]))
+        for h, x in xs.items():
+            sae, x = self.saes[h], x[mask][None]                                              # [1, tokens, d_in]
+            edit, x_sae = intervention.run(sae, x), Reconstruct()(sae, x)
+            c = contamination(edit.after, site_scores(topic, sae)) if topic else torch.full(x.shape[:2], np.nan)
+            columns = dict(contamination=c, changed=((edit.before != 0) != (edit.after != 0)).sum(-1),
+                           error_diff=recon_error_diff(*(v.flatten(2) for v in (x, x_sae, edit.x))), size=edit.x.flatten(2).norm(dim=-1) / x.flatten(2).norm(dim=-1))
+            rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
+    return pd.concat(rows, ignore_index=True)
+
+# %% ../nbs/03_swap_clamp.ipynb #c072
+def rank_correlation(
+    a, # [n] numbers
+    b, # [n] numbers
+) -> float: # between -1 and 1
+    "Spearman's rank correlation"
+    return float(pd.Series(np.asarray(a)).corr(pd.Series(np.asarray(b)), method="spearman"))
