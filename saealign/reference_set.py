@@ -210,7 +210,7 @@ def batch_summaries(
     for hook_name, x in xs.items():
         if not torch.isfinite(content := x[mask]).all():
             raise ValueError(f"Activations at {hook_name} are NaN or infinite: load the model in float32 or bfloat16, not float16.")
-        _, dense = encode(model.saes[hook_name], content.float())                # [n_tokens, d_sae]
+        dense = encode(model.saes[hook_name], content.float())[1].abs()          # [n_tokens, d_sae]; AbsTopK's may be negative
         acts = token_acts(dense)
         if how == "sum_norm": rows = sum_normalized(acts, prompt_of, len(prompts))
         else:
@@ -308,7 +308,7 @@ def build_shard(
     bf16:bool=False, # see `batch_summaries`
 ) -> tuple: # embeddings [n, d_embed], {hook name: (CSR, max, sum, count)}
     "Run one shard, in batches of like length, and put its prompts back in order"
-    budget = budget or (4_000 if model.device.type == "cpu" else 200_000)
+    budget = budget or (2_000 if model.device.type == "cpu" else 200_000)
     batches = length_batches([len(p) for p in prompts], budget)
     parts = [batch_summaries(model, [prompts[i] for i in b], how, bf16) for b in batches]
     back, sites = np.argsort(np.concatenate(batches)), {}

@@ -543,7 +543,18 @@ def bits_per_byte(
     "Loss per byte of text, which does not depend on the tokenizer"
     return float(losses.double().sum().item() / np.log(2) / n_bytes)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c092
+# %% ../nbs/00_sae_mechanics.ipynb #c093
+@patch
+def sliding_losses(self:SAEModel,
+    windows:torch.Tensor, # [n_windows, size] tokens that follow one another
+    batch_size:int=16, # windows at a time
+) -> torch.Tensor: # [n_windows * size] nats
+    "The loss at each token, given at least half a window before it; only the first half window has less"
+    half = windows.shape[1] // 2
+    rolling = windows.flatten().unfold(0, 2 * half, half)                         # each starts in the middle of the last
+    return torch.cat([self.losses(rolling[:1])[0, :half], self.losses(rolling, batch_size)[:, half:].flatten()])
+
+# %% ../nbs/00_sae_mechanics.ipynb #c095
 def where_content(
     mask:torch.Tensor, # bool [batch, pos]
     new:torch.Tensor, # [batch, pos, …]
@@ -552,7 +563,7 @@ def where_content(
     "`new` at content tokens, `x` elsewhere, whether the activation is one vector or one for each head"
     return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), new, x)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c093
+# %% ../nbs/00_sae_mechanics.ipynb #c096
 @patch
 @torch.no_grad()
 def sae_quality(self:SAEModel,
@@ -577,7 +588,7 @@ def sae_quality(self:SAEModel,
                          loss_recovered=(zeroed - spliced_loss) / (zeroed - clean)))
     return pd.DataFrame(rows).set_index("hook_name")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c094
+# %% ../nbs/00_sae_mechanics.ipynb #c097
 class SAETally:
     "Sums, batch by batch, of what `sae_quality` reports; memory does not grow with the text"
     def __init__(self,
@@ -606,7 +617,7 @@ class SAETally:
         return dict(explained_variance=1 - self.error / variance, l0=self.on / self.n,
                     dead=1 - self.fired.float().mean().item())
 
-# %% ../nbs/00_sae_mechanics.ipynb #c104
+# %% ../nbs/00_sae_mechanics.ipynb #c107
 def _hooked_config(c):
     "The part of a HookedTransformer's config that differs between families, from a Hugging Face config"
     if c.model_type == "gpt2":
@@ -621,7 +632,7 @@ def _hooked_config(c):
                     use_normalization_before_and_after=True)
     raise ValueError(f"Only GPT-2 and Gemma-2 models can be converted here, not {c.model_type!r}: wrap it in a TransformerBridge.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c105
+# %% ../nbs/00_sae_mechanics.ipynb #c108
 def as_hooked_transformer(
     lm:nn.Module, # a Hugging Face GPT-2 or Gemma-2
     tokenizer=None, # needed for generating from a batch with padding
@@ -641,7 +652,7 @@ def as_hooked_transformer(
                                           center_unembed=False, fold_value_biases=False)
     return hooked_lm.eval()
 
-# %% ../nbs/00_sae_mechanics.ipynb #c110
+# %% ../nbs/00_sae_mechanics.ipynb #c113
 def generate_ids(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
     tokens:dict, # input_ids and attention_mask, padded on the left
