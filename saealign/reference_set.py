@@ -449,14 +449,13 @@ def build(cls:ReferenceSet,
         if not is_whole(joined):
             for stale in folder.glob("*.part"): stale.unlink()
             embedder = embedder or load_embedder()
-            shards = make_shards(model, table.prompt, folder, shard_size, lambda some: build_shard(model, some, embedder, how, budget, bf16))
+            shards = make_shards(table.prompt, folder, shard_size, lambda some: build_shard(model, some, embedder, how, budget, bf16))
             join_shards(joined, shards, list(model.saes))
     info = {h: dict(fingerprint=fingerprint(s), neuronpedia_id=s.cfg.metadata.neuronpedia_id) for h, s in model.saes.items()}
     return cls.mapped(table, joined, print_, info, embedder)
 
 # %% ../nbs/01_reference_set.ipynb #c059
 def make_shards(
-    model:SAEModel, # whose hook points the shards must hold
     texts:pd.Series, # all prompts
     folder:Path, # where shards are kept
     shard_size:int, # prompts in one file
@@ -471,6 +470,7 @@ def make_shards(
             bar.update(len(some))
     return paths
 
+# %% ../nbs/01_reference_set.ipynb #c061
 @patch(cls_method=True)
 def mapped(cls:ReferenceSet,
     prompts:pd.DataFrame, # all prompts, in order
@@ -489,7 +489,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder)
 
-# %% ../nbs/01_reference_set.ipynb #c069
+# %% ../nbs/01_reference_set.ipynb #c071
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -505,7 +505,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c072
+# %% ../nbs/01_reference_set.ipynb #c074
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -523,7 +523,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c079
+# %% ../nbs/01_reference_set.ipynb #c081
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -538,7 +538,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c082
+# %% ../nbs/01_reference_set.ipynb #c084
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE

@@ -166,6 +166,7 @@ def score_topics(self:ReferenceSet,
     return {n: TopicScores(scores(t), n, {h: g[h][:, t] for h in g}, e[n], self, topics[n] if keep_texts else None)
             for t, n in enumerate(topics)}
 
+# %% ../nbs/02_scoring.ipynb #c026
 @patch
 def score(self:ReferenceSet,
     texts, # the topic's texts; see `as_texts`
@@ -175,7 +176,7 @@ def score(self:ReferenceSet,
     "Score all features for one topic"
     return self.score_topics({name: texts}, **kwargs)[name]
 
-# %% ../nbs/02_scoring.ipynb #c035
+# %% ../nbs/02_scoring.ipynb #c036
 @patch
 def site(self:TopicScores,
     hook_name:str|None=None, # which SAE; None: the only one, or the last
@@ -194,7 +195,7 @@ def ranked(self:TopicScores,
     s = self.scores[self.site(hook_name)]
     return np.argsort(-np.nan_to_num(s, nan=-1), kind="stable")[:np.isfinite(s).sum()]
 
-# %% ../nbs/02_scoring.ipynb #c037
+# %% ../nbs/02_scoring.ipynb #c038
 @patch
 def top(self:TopicScores,
     n:int=10, # how many features
@@ -221,7 +222,7 @@ def neuronpedia(self:TopicScores,
     page = info.get(self.site(hook_name), {}).get("neuronpedia_id")
     return f"https://www.neuronpedia.org/{page}" if page else None
 
-# %% ../nbs/02_scoring.ipynb #c042
+# %% ../nbs/02_scoring.ipynb #c043
 @patch
 def _repr_html_(self:TopicScores) -> str:
     def feature(h, f):
@@ -236,7 +237,7 @@ def _repr_html_(self:TopicScores) -> str:
     head = "".join(f"<th>{c}</th>" for c in columns)
     return f"<p>Scores for <b>{escape(self.name)}</b></p><table><tr>{head}</tr>{''.join(map(row, self.scores))}</table>"
 
-# %% ../nbs/02_scoring.ipynb #c045
+# %% ../nbs/02_scoring.ipynb #c046
 @patch
 def plot(self:TopicScores,
     bins:int=50, # of each histogram
@@ -251,7 +252,7 @@ def plot(self:TopicScores,
     axes[0, 0].set_ylabel("features")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c048
+# %% ../nbs/02_scoring.ipynb #c049
 def best_site(
     refs, # a ReferenceSet, or a list or dict (by name) of them; the same prompts in all make them comparable
     texts, # the topic's texts; see `as_texts`
@@ -276,7 +277,7 @@ def best_site(
                              g_chance=np.mean(chance), lead=np.mean(chance) - nearest))
     return pd.DataFrame(rows).sort_values("lead", ascending=False, ignore_index=True)
 
-# %% ../nbs/02_scoring.ipynb #c054
+# %% ../nbs/02_scoring.ipynb #c055
 @torch.no_grad()
 def firing_rates(
     model:SAEModel, # model, and where its SAEs are hooked
@@ -296,7 +297,7 @@ def firing_rates(
             parts[name].append(sp.csr_array((counts / n_tokens).cpu().numpy()))
     return {name: sp.vstack(p, format="csr") for name, p in parts.items()}
 
-# %% ../nbs/02_scoring.ipynb #c057
+# %% ../nbs/02_scoring.ipynb #c058
 def activation_curve(
     rates, # [n_texts, d_sae], as `firing_rates` gives them
     order:np.ndarray, # features, the best first
@@ -314,7 +315,7 @@ def mean_over_k(
     "A curve's mean over log k: the area under it, by the length of its axis"
     return trapezoid(curve, np.log(ks)) / np.log(ks[-1] / ks[0])
 
-# %% ../nbs/02_scoring.ipynb #c081
+# %% ../nbs/02_scoring.ipynb #c082
 class ShadedTokens:
     "Texts as tokens, each with a number from 0 to 1 that a notebook shows as its background"
     def __init__(self,
@@ -329,7 +330,7 @@ class ShadedTokens:
         shade = lambda t, v: f'<span title="{v:.2f}" style="background:rgba(230,120,0,{v:.2f})">{escape(t)}</span>'
         return "".join(f"<p>{''.join(map(shade, t, v))}</p>" for t, v in zip(self.tokens, self.values))
 
-# %% ../nbs/02_scoring.ipynb #c082
+# %% ../nbs/02_scoring.ipynb #c083
 @patch
 @torch.no_grad()
 def highlight(self:TopicScores,
@@ -349,7 +350,7 @@ def highlight(self:TopicScores,
     words = [[model.tokenizer.decode([i]) for i in ids[m]] for ids, m in zip(tokens["input_ids"], mask)]
     return ShadedTokens(words, [s[m].tolist() for s, m in zip(share, mask)])
 
-# %% ../nbs/02_scoring.ipynb #c086
+# %% ../nbs/02_scoring.ipynb #c087
 @patch
 def activation_share(self:TopicScores,
     shares, # prompt-level activations [n, d_sae] of some texts at `hook_name`
