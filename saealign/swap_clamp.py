@@ -405,21 +405,6 @@ def generate(self:SAEModel,
     return out
 
 # %% ../nbs/03_swap_clamp.ipynb #c060
-@patch
-def stream(self:SAEModel,
-    prompt:str, # one text
-    intervention:Reconstruct|None=None, # see `generate`
-    max_new_tokens:int=64, # how long the continuation is
-    top_k:int=5, # sample among this many; 1 is greedy
-    seed:int=0, # of the sampling
-    **kwargs, # anything else for `lm.generate`
-): # iterator of pieces of text
-    "Yield a continuation as it comes"
-    if not isinstance(prompt, str): raise TypeError("Only one prompt can be streamed: give a text, or leave stream=True out.")
-    tokens = self.to_tokens(prompt, reserve=max_new_tokens)
-    for sae in self.saes.values(): intervention is None or intervention.check(sae)
-    return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
-
 def _pieces(model, tokens, intervention, seed, options):
     "Pieces of text from a thread that generates, until it ends or nobody listens any more"
     streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
@@ -438,7 +423,23 @@ def _pieces(model, tokens, intervention, seed, options):
         thread.join()
     if errors: raise errors[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c063
+# %% ../nbs/03_swap_clamp.ipynb #c061
+@patch
+def stream(self:SAEModel,
+    prompt:str, # one text
+    intervention:Reconstruct|None=None, # see `generate`
+    max_new_tokens:int=64, # how long the continuation is
+    top_k:int=5, # sample among this many; 1 is greedy
+    seed:int=0, # of the sampling
+    **kwargs, # anything else for `lm.generate`
+): # iterator of pieces of text
+    "Yield a continuation as it comes"
+    if not isinstance(prompt, str): raise TypeError("Only one prompt can be streamed: give a text, or leave stream=True out.")
+    tokens = self.to_tokens(prompt, reserve=max_new_tokens)
+    for sae in self.saes.values(): intervention is None or intervention.check(sae)
+    return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
+
+# %% ../nbs/03_swap_clamp.ipynb #c064
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -452,7 +453,7 @@ def compare(self:SAEModel,
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
 
-# %% ../nbs/03_swap_clamp.ipynb #c066
+# %% ../nbs/03_swap_clamp.ipynb #c067
 @patch
 @torch.no_grad()
 def token_effects(self:SAEModel,
@@ -474,7 +475,7 @@ def token_effects(self:SAEModel,
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c072
+# %% ../nbs/03_swap_clamp.ipynb #c073
 def rank_correlation(
     a, # [n] numbers
     b, # [n] numbers
