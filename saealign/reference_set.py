@@ -260,7 +260,10 @@ def is_whole(
     "Whether a file is there, and is what was written"
     check = path.with_suffix(".sha256")
     if not path.exists() or not check.exists(): return False
-    with path.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() == check.read_text()
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20): h.update(block)
+    return h.hexdigest() == check.read_text()
 
 def shard_embeddings(path:Path) -> np.ndarray: # [n, d_embed]
     "The embeddings in a shard"
@@ -382,17 +385,20 @@ def site_tensors(
     hook_name:str, # which SAE
 ) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
     "One hook point's sparse rows, in pieces, and its statistics"
-    stats, rows = [shard_stats(p)[hook_name] for p in shards], lambda: (shard_rows(p, hook_name) for p in shards)
-    d_sae, lengths = len(stats[0]["max"]), [np.zeros(1, np.int64)]
+    rows = lambda: (shard_rows(p, hook_name) for p in shards)
+    biggest, total, count = (np.zeros_like(v) for v in shard_stats(shards[0])[hook_name].values())
+    d_sae, lengths = len(biggest), [np.zeros(1, np.int64)]
     n_prompts, top, share = np.zeros(d_sae, np.int64), np.full((d_sae, TOP), -1, np.int32), np.zeros((d_sae, TOP), np.float32)
-    for some in rows():
+    for path, some in zip(shards, rows()):
+        s = shard_stats(path)[hook_name]
+        biggest, total, count = np.maximum(biggest, s["max"]), total + s["sum"], count + s["count"]
         keep_top(top, share, some, sum(map(len, lengths)) - 1)
         n_prompts += np.bincount(some.indices, minlength=d_sae)
         lengths.append(np.diff(some.indptr))
-    indptr, count = np.concatenate(lengths).cumsum(), np.sum([s["count"] for s in stats], 0)
+    indptr = np.concatenate(lengths).cumsum()
     index, nnz = "int32" if indptr[-1] < 2**31 else "int64", (int(indptr[-1]),)
-    whole = dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=np.max([s["max"] for s in stats], 0).astype(np.float32),
-                 mean=(np.sum([s["sum"] for s in stats], 0) / count.clip(1)).astype(np.float32))
+    whole = dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
+                 mean=(total / count.clip(1)).astype(np.float32))
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **{k: (v.dtype.name, v.shape, [v]) for k, v in whole.items()}}
 
