@@ -35,6 +35,9 @@ setup(
     extras_require={k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)},
     packages=find_packages(include=[name, f"{name}.*"]),
     package_data={name: ["assets/**/*"]},  # `**` matches files directly in assets/ too
-    entry_points={"nbdev": [f"{name} = {name}._modidx:d"]},  # lets nbdev turn `names` in docs into links
+    entry_points={
+        "console_scripts": cfg.get("console_scripts", "").split(),
+        "nbdev": [f"{name} = {name}._modidx:d"],  # lets nbdev turn `names` in docs into links
+    },
     zip_safe=False,
 )

@@ -1,9 +1,12 @@
 """Steer a language model towards a topic with a sparse autoencoder."""
 __version__ = "0.1.0"
 
-from saealign.reference_set import ReferenceSet
-from saealign.sae_mechanics import SAEModel
-from saealign.scoring import TopicScores
-from saealign.swap_clamp import AddVector, Clamp, Reconstruct, Swap, Weight, steer
+__all__ = ["AddVector", "Clamp", "ReferenceSet", "Reconstruct", "SAEModel", "Swap", "TopUp", "TopicScores", "Weight", "steer"]
 
-__all__ = ["AddVector", "Clamp", "ReferenceSet", "Reconstruct", "SAEModel", "Swap", "TopicScores", "Weight", "steer"]
+def __getattr__(name):
+    "Import the library when one of its names is first used: `saealign --help` need not wait for PyTorch"
+    if name not in __all__: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from saealign import swap_clamp  # it imports the earlier modules, so that every class has all its methods
+    return getattr(swap_clamp, name)
+
+def __dir__(): return [*globals(), *__all__]
