@@ -353,6 +353,7 @@ ALIGN_EXAMPLES = """Examples:
   saealign align --topic law --prompt "I think" --method swap --json > out.json
 """
 
+# %% ../nbs/06_cli.ipynb #c059
 @app.command(epilog=ALIGN_EXAMPLES)
 def align(
     topic:Topic,
@@ -376,7 +377,7 @@ def align(
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)
 
-# %% ../nbs/06_cli.ipynb #c072
+# %% ../nbs/06_cli.ipynb #c074
 def main():
     "The command `saealign`"
     app()

@@ -13,7 +13,7 @@ __all__ = ['CODES', 'TOP', 'DEFAULT_EMBEDDER', 'SHARD', 'ABOUT', 'CARD', 'FORMAT
            'pieces', 'open_tensors', 'check_array', 'check_tensors', 'check_embedder', 'artefact_folder', 'push_folder']
 
 # %% ../nbs/01_reference_set.ipynb #c003
-import hashlib, json, os
+import hashlib, json, os, weakref
 from contextlib import contextmanager
 from html import escape
 from importlib.util import find_spec
@@ -161,7 +161,9 @@ class ReferenceSet:
     ):
         self.prompts, self.embeddings, self.summaries, self.stats = prompts, embeddings, summaries, stats
         self.fingerprint, self.sae_info, self._embedder = fingerprint, sae_info or {}, embedder
-        self.origin = origin or {}
+        self.origin, self._model = origin or {}, None
+
+    def __getstate__(self): return self.__dict__ | {"_model": None}
 
     def __len__(self): return len(self.prompts)
 
@@ -282,6 +284,7 @@ def is_whole(
     check = path.with_suffix(".sha256")
     return path.exists() and check.exists() and checksum(path) == check.read_text()
 
+# %% ../nbs/01_reference_set.ipynb #c041
 def shard_embeddings(path:Path) -> np.ndarray: # [n, d_embed]
     "The embeddings in a shard"
     column = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
@@ -299,7 +302,7 @@ def shard_rows(path:Path, hook_name:str) -> sp.csr_array: # [n, d_sae]
     shape = len(table), len(shard_stats(path)[hook_name]["max"])
     return sp.csr_array((v.values.to_numpy(), i.values.to_numpy(), i.offsets.to_numpy()), shape=shape)
 
-# %% ../nbs/01_reference_set.ipynb #c042
+# %% ../nbs/01_reference_set.ipynb #c044
 def fingerprint(
     *parts, # modules (by their weights), and anything that JSON can hold
 ) -> str: # 16 hex digits
@@ -313,12 +316,12 @@ def fingerprint(
         else: h.update(json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_reference_set.ipynb #c044
+# %% ../nbs/01_reference_set.ipynb #c046
 def cache_folder() -> Path:
     "Where reference sets are kept: $SAEALIGN_CACHE, or the user's cache folder"
     return Path(os.environ.get("SAEALIGN_CACHE") or user_cache_dir("saealign"))
 
-# %% ../nbs/01_reference_set.ipynb #c045
+# %% ../nbs/01_reference_set.ipynb #c047
 def build_shard(
     model:SAEModel, # model and SAEs
     prompts:list[str], # the shard's prompts
@@ -339,7 +342,7 @@ def build_shard(
         sites[h] = (rows, np.max(biggest, 0), np.sum(total, 0), np.sum(count, 0))
     return embed(prompts, embedder), sites
 
-# %% ../nbs/01_reference_set.ipynb #c047
+# %% ../nbs/01_reference_set.ipynb #c049
 CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
 
 def write_tensors(
@@ -363,7 +366,7 @@ def write_tensors(
     path.with_suffix(".sha256").write_text(h.hexdigest())
     part.replace(path)
 
-# %% ../nbs/01_reference_set.ipynb #c048
+# %% ../nbs/01_reference_set.ipynb #c050
 def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -374,7 +377,7 @@ def map_tensors(
     return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
             for n, t in header.items() if n != "__metadata__"}
 
-# %% ../nbs/01_reference_set.ipynb #c052
+# %% ../nbs/01_reference_set.ipynb #c054
 TOP = 10  # prompts remembered for each feature
 
 def keep_top(
@@ -396,7 +399,7 @@ def keep_top(
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
-# %% ../nbs/01_reference_set.ipynb #c054
+# %% ../nbs/01_reference_set.ipynb #c056
 def site_tensors(
     shards:list[Path], # files that `write_shard` made, in order
     hook_name:str, # which SAE
@@ -419,7 +422,7 @@ def site_tensors(
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **{k: (v.dtype.name, v.shape, [v]) for k, v in whole.items()}}
 
-# %% ../nbs/01_reference_set.ipynb #c055
+# %% ../nbs/01_reference_set.ipynb #c057
 def join_shards(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -431,7 +434,7 @@ def join_shards(
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
 
-# %% ../nbs/01_reference_set.ipynb #c057
+# %% ../nbs/01_reference_set.ipynb #c059
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
 def pool_print(texts) -> str: # 64 hex digits
@@ -451,7 +454,7 @@ def origins(
     name = DEFAULT_EMBEDDER if embedder is None else fingerprint(embedder) if weights else repr(embedder)
     return dict(model=model.name, lm=fingerprint(model.lm), pool=pool_print(texts), embedder=name, how=how)
 
-# %% ../nbs/01_reference_set.ipynb #c059
+# %% ../nbs/01_reference_set.ipynb #c061
 SHARD = 512  # prompts in one file
 
 def settings_print(
@@ -464,7 +467,7 @@ def settings_print(
     saes, which = {h: fingerprint(s) for h, s in model.saes.items()}, (origin[k] for k in ("pool", "how", "embedder"))
     return fingerprint(model.lm, saes, *which, model.prepend_bos, bf16, shard_size)
 
-# %% ../nbs/01_reference_set.ipynb #c060
+# %% ../nbs/01_reference_set.ipynb #c062
 @patch(cls_method=True)
 def build(cls:ReferenceSet,
     model:SAEModel, # model and SAEs; all hook points are served by one pass
@@ -492,9 +495,16 @@ def build(cls:ReferenceSet,
             join_shards(joined, shards, list(model.saes))
     info = {h: dict(name=s.get_name(), fingerprint=fingerprint(s), neuronpedia_id=s.cfg.metadata.neuronpedia_id)
             for h, s in model.saes.items()}
-    return cls.mapped(table, joined, print_, info, embedder, origin)
+    ref = cls.mapped(table, joined, print_, info, embedder, origin)
+    ref._model = weakref.ref(model)
+    return ref
 
-# %% ../nbs/01_reference_set.ipynb #c061
+@patch(as_prop=True)
+def model(self:ReferenceSet) -> SAEModel|None:
+    "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
+    return self._model and self._model()
+
+# %% ../nbs/01_reference_set.ipynb #c063
 def make_shards(
     texts:pd.Series, # all prompts
     folder:Path, # where shards are kept
@@ -510,7 +520,7 @@ def make_shards(
             bar.update(len(some))
     return paths
 
-# %% ../nbs/01_reference_set.ipynb #c063
+# %% ../nbs/01_reference_set.ipynb #c065
 @patch(cls_method=True)
 def mapped(cls:ReferenceSet,
     prompts:pd.DataFrame, # all prompts, in order
@@ -530,7 +540,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c073
+# %% ../nbs/01_reference_set.ipynb #c075
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -546,7 +556,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c076
+# %% ../nbs/01_reference_set.ipynb #c078
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -564,7 +574,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c083
+# %% ../nbs/01_reference_set.ipynb #c085
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -579,7 +589,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c086
+# %% ../nbs/01_reference_set.ipynb #c088
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -592,7 +602,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c091
+# %% ../nbs/01_reference_set.ipynb #c093
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -614,7 +624,7 @@ def new_folder(
         if folder.exists(): folder.rename(Path(tmp) / "old")
         new.rename(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c094
+# %% ../nbs/01_reference_set.ipynb #c096
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -644,7 +654,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c096
+# %% ../nbs/01_reference_set.ipynb #c098
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -659,7 +669,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c099
+# %% ../nbs/01_reference_set.ipynb #c101
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -675,7 +685,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c100
+# %% ../nbs/01_reference_set.ipynb #c102
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -688,7 +698,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c103
+# %% ../nbs/01_reference_set.ipynb #c105
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -713,7 +723,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c105
+# %% ../nbs/01_reference_set.ipynb #c107
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -742,7 +752,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c109
+# %% ../nbs/01_reference_set.ipynb #c111
 REFERENCE = "reference.safetensors", "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -761,7 +771,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c110
+# %% ../nbs/01_reference_set.ipynb #c112
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -779,7 +789,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c113
+# %% ../nbs/01_reference_set.ipynb #c115
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -806,7 +816,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c115
+# %% ../nbs/01_reference_set.ipynb #c117
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -827,7 +837,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c117
+# %% ../nbs/01_reference_set.ipynb #c119
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -838,7 +848,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c120
+# %% ../nbs/01_reference_set.ipynb #c122
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -853,7 +863,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c121
+# %% ../nbs/01_reference_set.ipynb #c123
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -874,9 +884,10 @@ def from_pretrained(cls:ReferenceSet,
         raise ValueError(f"{prompts} holds other prompts than {ABOUT} says: get it again.")
     ref = cls.mapped(table, numbers, made.pop("reference", ""), made.pop("saes", {}), embedder, made)
     if embedder is not None or made.get("embedder", DEFAULT_EMBEDDER) != DEFAULT_EMBEDDER: check_embedder(ref, ref.embedder)
+    if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c128
+# %% ../nbs/01_reference_set.ipynb #c130
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"

@@ -154,6 +154,7 @@ def choose(
     rank = size.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (rank < n) & (size > 0)
 
+# %% ../nbs/03_swap_clamp.ipynb #c018
 @patch
 def settle(self:Swap,
     sae:SAE, # the SAE at this hook point
@@ -176,7 +177,7 @@ def edit(self:Swap, sae, pre_acts, feature_acts):
     untouched = torch.tensor([t is None for t in self.topics], device=after.device).repeat_interleave(len(after) // len(self.topics))
     return torch.where(untouched[:, None, None], feature_acts, after)
 
-# %% ../nbs/03_swap_clamp.ipynb #c026
+# %% ../nbs/03_swap_clamp.ipynb #c028
 def topic_pattern(
     topic:TopicScores, # with the reference set behind it
     n:int=100, # how many of the nearest prompts
@@ -188,7 +189,7 @@ def topic_pattern(
     mean = {h: np.asarray(A.sum(0)).ravel() / A.shape[0] for h, A in topic.ref.summaries.items()}
     return {h: (np.asarray(sp.csr_array(A[near]).sum(0)).ravel() / len(near) - mean[h], mean[h]) for h, A in topic.ref.summaries.items()}
 
-# %% ../nbs/03_swap_clamp.ipynb #c029
+# %% ../nbs/03_swap_clamp.ipynb #c031
 class TopUp(Reconstruct):
     "Add what is missing of a topic's pattern of features, token by token"
     label, usual_error = "TopUp", True
@@ -209,7 +210,7 @@ class TopUp(Reconstruct):
         check_topic(self.topic, sae)
         if self.first is not None: self.first.check(sae)
 
-# %% ../nbs/03_swap_clamp.ipynb #c030
+# %% ../nbs/03_swap_clamp.ipynb #c032
 @patch
 def along(self:TopUp,
     sae:SAE, # the SAE at this hook point
@@ -239,7 +240,7 @@ def edit(self:TopUp, sae, pre_acts, feature_acts):
     total = feature_acts.abs().sum(-1, keepdim=True)
     return a + (self.level - self.levels(sae, a, total)).clamp_min(0) * total * self.along(sae)[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c037
+# %% ../nbs/03_swap_clamp.ipynb #c039
 class Clamp(Reconstruct):
     "Hold the features that score highest at a multiple of a reference value"
     label = "Clamp"
@@ -270,7 +271,7 @@ class Clamp(Reconstruct):
         after[..., best] = self.scale * held
         return after
 
-# %% ../nbs/03_swap_clamp.ipynb #c040
+# %% ../nbs/03_swap_clamp.ipynb #c042
 class Weight(Swap):
     "Multiply activations with scores: a′ = σ(γ) ⊙ s"
     label = "Weight"
@@ -297,7 +298,7 @@ class AddVector(Reconstruct):
         if token_mask is not None: new = where_content(token_mask, new, x)
         return Edit(new, encode(sae, x)[1], encode(sae, new)[1])
 
-# %% ../nbs/03_swap_clamp.ipynb #c043
+# %% ../nbs/03_swap_clamp.ipynb #c045
 def contamination(
     feature_acts:torch.Tensor, # [..., d_sae]
     scores:torch.Tensor, # [d_sae] in [0, 1], or broadcastable to `feature_acts`; NaN (unscored) counts as 0
@@ -309,7 +310,7 @@ def contamination(
     off = (size * (1 - s)).sum(-1)
     return off / size.sum(-1).clamp_min(1e-12) if normalize else off
 
-# %% ../nbs/03_swap_clamp.ipynb #c046
+# %% ../nbs/03_swap_clamp.ipynb #c048
 def recon_error_diff(
     x:torch.Tensor, # [..., d_in], the model's own activation
     x_sae:torch.Tensor, # [..., d_in], the SAE's reconstruction of it
@@ -318,7 +319,7 @@ def recon_error_diff(
     "How much further from `x` the intervention is than the SAE alone"
     return (x_mod - x).norm(dim=-1) - (x_sae - x).norm(dim=-1)
 
-# %% ../nbs/03_swap_clamp.ipynb #c049
+# %% ../nbs/03_swap_clamp.ipynb #c051
 class Trace:
     "Contamination and number of changed features at every position, as they come"
     def __init__(self,
@@ -343,7 +344,7 @@ class Trace:
         n = [torch.cat([n for _, n in chunks], 1) for chunks in self.sites.values()]
         return torch.stack(c).mean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
-# %% ../nbs/03_swap_clamp.ipynb #c050
+# %% ../nbs/03_swap_clamp.ipynb #c052
 @contextmanager
 def steer(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
@@ -365,7 +366,7 @@ def steer(
         return fn
     with hooked(lm, {s.cfg.metadata.hook_name: act(s) for s in saes}, special_ids(lm, tokenizer)): yield trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c054
+# %% ../nbs/03_swap_clamp.ipynb #c056
 @dataclass(repr=False)
 class Generation:
     "A prompt, its continuation, and what happened at each token"
@@ -390,7 +391,7 @@ class Generation:
         words = "".join(f"<span{shade(c)}>{escape(t)}</span>" for t, c in zip(self.tokens, self.contamination))
         return f"<p><b>{escape(self.label)}</b>, contamination {self.mean_contamination:.2f}<br>{escape(self.prompt)}{words}</p>"
 
-# %% ../nbs/03_swap_clamp.ipynb #c055
+# %% ../nbs/03_swap_clamp.ipynb #c057
 def end_ids(model:SAEModel) -> list[int]: # may be empty
     "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
     config = getattr(model.lm, "generation_config", None)
@@ -410,7 +411,7 @@ def _per_row(intervention, prompts):
     if n > 1 and n != len(prompts): raise ValueError(f"{n} topics for {len(prompts)} prompts: give one for each.")
     return n > 1
 
-# %% ../nbs/03_swap_clamp.ipynb #c056
+# %% ../nbs/03_swap_clamp.ipynb #c058
 @contextmanager
 def seeded(
     model:SAEModel, # whose device draws
@@ -432,7 +433,7 @@ def sampling(
     draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
     return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
 
-# %% ../nbs/03_swap_clamp.ipynb #c058
+# %% ../nbs/03_swap_clamp.ipynb #c060
 @torch.no_grad()
 def replay(
     model:SAEModel, # model and SAEs
@@ -447,7 +448,7 @@ def replay(
         model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c059
+# %% ../nbs/03_swap_clamp.ipynb #c061
 def _continue(model, prompts, intervention, topic, options):
     "One batch of `generate`"
     tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
@@ -460,7 +461,7 @@ def _continue(model, prompts, intervention, topic, options):
     for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
         yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, label)
 
-# %% ../nbs/03_swap_clamp.ipynb #c060
+# %% ../nbs/03_swap_clamp.ipynb #c062
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
@@ -484,7 +485,7 @@ def generate(self:SAEModel,
         for b in range(0, len(prompts), batch_size): out += _continue(self, prompts[b:b + batch_size], intervention, topic, options)
     return out
 
-# %% ../nbs/03_swap_clamp.ipynb #c073
+# %% ../nbs/03_swap_clamp.ipynb #c075
 def _pieces(model, tokens, intervention, seed, options):
     "Pieces of text from a thread that generates, until it ends or nobody listens any more"
     streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
@@ -503,7 +504,7 @@ def _pieces(model, tokens, intervention, seed, options):
         thread.join()
     if errors: raise errors[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c074
+# %% ../nbs/03_swap_clamp.ipynb #c076
 @patch
 def stream(self:SAEModel,
     prompt:str, # one text
@@ -519,7 +520,7 @@ def stream(self:SAEModel,
     for sae in self.saes.values(): intervention is None or intervention.check(sae)
     return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
 
-# %% ../nbs/03_swap_clamp.ipynb #c077
+# %% ../nbs/03_swap_clamp.ipynb #c079
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -534,7 +535,7 @@ def compare(self:SAEModel,
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
 
-# %% ../nbs/03_swap_clamp.ipynb #c081
+# %% ../nbs/03_swap_clamp.ipynb #c083
 @patch
 def reach(self:TopicScores,
     n:int=100, # how many of the nearest prompts
@@ -545,7 +546,7 @@ def reach(self:TopicScores,
     others = [prompt_distances(e[None], np.delete(self.embeddings, i, 0))[0] for i, e in enumerate(self.embeddings)]
     return float(np.mean(others) - np.sort(prompt_distances(self.ref.embeddings, self.embeddings))[:n].mean())
 
-# %% ../nbs/03_swap_clamp.ipynb #c083
+# %% ../nbs/03_swap_clamp.ipynb #c085
 @patch
 def align(self:SAEModel,
     prompts:str|list[str], # to continue
@@ -560,7 +561,7 @@ def align(self:SAEModel,
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
     return self.generate(prompts, TopUp(topic), **kwargs)
 
-# %% ../nbs/03_swap_clamp.ipynb #c086
+# %% ../nbs/03_swap_clamp.ipynb #c088
 @patch
 @torch.no_grad()
 def token_effects(self:SAEModel,
@@ -582,7 +583,7 @@ def token_effects(self:SAEModel,
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c092
+# %% ../nbs/03_swap_clamp.ipynb #c094
 def rank_correlation(
     a, # [n] numbers
     b, # [n] numbers
