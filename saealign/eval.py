@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SENTENCE_END', 'ABBREVIATION', 'HUB_JUDGE', 'distinct', 'sentences', 'Acceptability', 'acceptable_label',
-           'merge_lora', 'load_judge', 'acceptability', 'topic_classifier', 'overall', 'finetune', 'content_acts',
-           'steering_vector', 'continuations', 'measure', 'saved_rows', 'evaluate', 'interval', 'per_prompt',
-           'difference', 'side_by_side', 'demo']
+           'merge_lora', 'load_judge', 'acceptability', 'topic_classifier', 'overall', 'with_labels', 'finetune',
+           'content_acts', 'steering_vector', 'continuations', 'measure', 'saved_rows', 'save_rows', 'evaluate',
+           'interval', 'per_prompt', 'difference', 'side_by_side', 'demo']
 
-# %% ../nbs/04_eval.ipynb #c003
+# %% ../nbs/04_eval.ipynb #c005
 import copy, json, re, shutil, tempfile, textwrap, time, warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from .reference_set import ReferenceSet, embed, load_embedder
-from .sae_mechanics import ASSETS, SAEModel
+from .sae_mechanics import ASSETS, SAEModel, pad_rows, text_config
 from .scoring import TopicScores, bundled_topic, prompt_distances
 from .swap_clamp import Clamp, Generation, Reconstruct, Swap, TopUp
 
-# %% ../nbs/04_eval.ipynb #c006
+# %% ../nbs/04_eval.ipynb #c008
 @patch
 def distance(self:TopicScores,
     texts:list[str], # continuations, or any texts
@@ -36,7 +36,7 @@ def distance(self:TopicScores,
     if self.embeddings is None: raise ValueError(f"{self.name!r} has no embeddings of its texts, so nothing can be near them: score it with ReferenceSet.score.")
     return prompt_distances(embed(texts, embedder or self.ref.embedder), self.embeddings)
 
-# %% ../nbs/04_eval.ipynb #c009
+# %% ../nbs/04_eval.ipynb #c011
 @patch
 @torch.no_grad()
 def perplexity(self:SAEModel,
@@ -64,7 +64,7 @@ def distinct(
     runs = list(zip(*(words[i:] for i in range(n))))
     return len(set(runs)) / len(runs) if runs else float("nan")
 
-# %% ../nbs/04_eval.ipynb #c012
+# %% ../nbs/04_eval.ipynb #c014
 SENTENCE_END = re.compile(r"""[.!?…]+["')\]”’]*(?=\s+["'(\[“‘]*[A-Z0-9]|\s*$)|\n\s*\n""")
 ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|cf|al|e\.g|i\.e|Fig|[A-HJ-Z])\.$")
 
@@ -79,7 +79,7 @@ def sentences(
     worded = lambda some: [s for s in some if any(c.isalpha() for c in s)]
     return worded(pieces[:-1]) or worded(pieces[-1:])
 
-# %% ../nbs/04_eval.ipynb #c015
+# %% ../nbs/04_eval.ipynb #c017
 HUB_JUDGE = "textattack/roberta-base-CoLA"
 
 class Acceptability:
@@ -100,7 +100,7 @@ class Acceptability:
         x = self.tokenizer(list(sentences), padding=True, truncation=True, max_length=128, return_tensors="pt").to(self.model.device)
         return self.model(**x).logits.float().softmax(-1)[:, self.acceptable].cpu().numpy()
 
-# %% ../nbs/04_eval.ipynb #c017
+# %% ../nbs/04_eval.ipynb #c019
 def acceptable_label(
     id2label:dict, # label -> its name, from the classifier's configuration
 ) -> int:
@@ -123,7 +123,7 @@ def from_pretrained(cls:Acceptability,
     if acceptable is not None and acceptable not in labels: raise ValueError(f"acceptable={acceptable!r} is no label of {name!r}: its labels are {labels}.")
     return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, acceptable_label(labels) if acceptable is None else acceptable, name)
 
-# %% ../nbs/04_eval.ipynb #c021
+# %% ../nbs/04_eval.ipynb #c023
 @torch.no_grad()
 def merge_lora(
     model:torch.nn.Module, # the model that the adapter was made for
@@ -142,7 +142,7 @@ def merge_lora(
             model.get_submodule(module).weight += update.to(model.device)
     return model
 
-# %% ../nbs/04_eval.ipynb #c022
+# %% ../nbs/04_eval.ipynb #c024
 @patch(cls_method=True)
 def bundled(cls:Acceptability,
     folder:str|Path|None=None, # an adapter with a head for all-MiniLM-L6-v2; None: the one in the package
@@ -155,7 +155,7 @@ def bundled(cls:Acceptability,
     setattr(model, model.base_model_prefix, encoder)
     return cls(merge_lora(model.to(encoder.device), Path(folder or ASSETS / "judge")), embedder.tokenizer, name="bundled")
 
-# %% ../nbs/04_eval.ipynb #c026
+# %% ../nbs/04_eval.ipynb #c028
 def load_judge(
     name:str|None=None, # Hub id or folder of a classifier, or "bundled"; None: the paper's, offline the bundled one with a warning
     device:str|None=None, # None: a GPU if there is one
@@ -171,7 +171,7 @@ def load_judge(
                       f"(Matthews correlation {mcc}, on CoLA's dev sets), and its numbers cannot be compared with those of the other.")
         return Acceptability.bundled(device=device)
 
-# %% ../nbs/04_eval.ipynb #c029
+# %% ../nbs/04_eval.ipynb #c031
 def acceptability(
     judge, # an `Acceptability`, or any function from a list of sentences to their probabilities
     texts:list[str], # texts, or continuations
@@ -187,19 +187,20 @@ def acceptability(
     found = {s: float(p) for some in tqdm(batches, desc="acceptability", delay=2, leave=False) for s, p in zip(some, judge(some))}
     return np.array([np.mean([found[s] for s in some]) if some else np.nan for some in each])
 
-# %% ../nbs/04_eval.ipynb #c034
+# %% ../nbs/04_eval.ipynb #c036
 def topic_classifier(
-    on:list[str], # texts of the topic, none of which any method has seen
-    off:list[str], # texts of other kinds
-    embedder, # as `load_embedder` gives it
+    on:list[str]|np.ndarray, # texts of the topic, none of which any method has seen, or their embeddings [n, d_embed]
+    off:list[str]|np.ndarray, # texts of other kinds, or their embeddings
+    embedder=None, # as `load_embedder` gives it; None will do where embeddings are given
 ) -> Callable: # from embeddings [n, d_embed] to probabilities [n]
     "A classifier that tells texts of a topic from others; both kinds count alike"
     if not len(on) or not len(off): raise ValueError(f"A classifier needs texts of both kinds: {len(on)} of the topic and {len(off)} others were given.")
     labels = np.r_[np.ones(len(on)), np.zeros(len(off))]
-    fitted = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(embed([*on, *off], embedder), labels)
+    e = np.concatenate([some if isinstance(some, np.ndarray) else embed(some, embedder) for some in (on, off)])
+    fitted = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(e, labels)
     return lambda embeddings: fitted.predict_proba(embeddings)[:, 1]
 
-# %% ../nbs/04_eval.ipynb #c037
+# %% ../nbs/04_eval.ipynb #c039
 def overall(
     topic:np.ndarray, # [n] the topic's probability
     fluency:np.ndarray, # [n] acceptability
@@ -209,7 +210,15 @@ def overall(
     parts = np.clip(np.stack([topic, fluency, related]), 1e-6, 1)
     return 3 / (1 / parts).sum(0)
 
-# %% ../nbs/04_eval.ipynb #c040
+# %% ../nbs/04_eval.ipynb #c042
+def with_labels(
+    rows:list[list[int]], # token ids of several texts
+) -> dict: # input_ids, attention_mask and labels, all [batch, pos]
+    "A batch to train on; the loss leaves padding out, whether or not the tokenizer has a token for it"
+    batch = pad_rows(rows)
+    return batch | dict(labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100))
+
+# %% ../nbs/04_eval.ipynb #c044
 def finetune(
     model:SAEModel, # left as it is
     texts:list[str], # to train on
@@ -219,20 +228,20 @@ def finetune(
     seed:int=0, # of the order of the texts
 ) -> SAEModel: # a fine-tuned copy
     "Fine-tune a copy of the model on the topic's texts"
-    from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
     if lora: from peft import LoraConfig, get_peft_model
-    lm, data = copy.deepcopy(model.lm), [dict(input_ids=model.to_tokens(t)["input_ids"][0]) for t in texts]
+    lm, data = copy.deepcopy(model.lm), [model.to_tokens(t)["input_ids"][0].tolist() for t in texts]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # peft and the Trainer think aloud about their defaults
         if lora: lm = get_peft_model(lm, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
         args = TrainingArguments(folder, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=4, seed=seed,
                                  save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=model.device.type == "cpu")
-        trainer = Trainer(lm, args, DataCollatorForLanguageModeling(model.tokenizer, mlm=False), data)
+        trainer = Trainer(lm, args, with_labels, data)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return SAEModel((lm.merge_and_unload() if lora else lm).eval(), model.tokenizer, list(model.saes.values()))
 
-# %% ../nbs/04_eval.ipynb #c043
+# %% ../nbs/04_eval.ipynb #c047
 def content_acts(
     model:SAEModel, # model and SAEs
     texts:list[str], # to read
@@ -257,7 +266,7 @@ def steering_vector(
     a, b = content_acts(model, on, contrastive), content_acts(model, off, contrastive)
     return {h: torch.nn.functional.normalize(a[h].mean(0) - b[h].mean(0), dim=0) * b[h].norm(dim=1).median() for h in a}
 
-# %% ../nbs/04_eval.ipynb #c046
+# %% ../nbs/04_eval.ipynb #c050
 def continuations(
     model:SAEModel, # model and SAEs
     how, # an intervention, None, another SAEModel such as a fine-tuned one, or a text with {prompt} in it
@@ -271,7 +280,7 @@ def continuations(
     if "{prompt}" not in how: raise ValueError(f"{how!r} has no {{prompt}} in it, the place of the prompt.")
     return [replace(g, prompt=p, label="Prompt") for p, g in zip(prompts, model.generate([how.replace("{prompt}", p) for p in prompts], topic=topic, **kwargs))]
 
-# %% ../nbs/04_eval.ipynb #c049
+# %% ../nbs/04_eval.ipynb #c053
 def measure(
     model:SAEModel, # the unmodified model, whose perplexity counts
     topic:TopicScores, # what to be close to
@@ -284,13 +293,13 @@ def measure(
     e, which = embed(texts, embedder), pd.Categorical(prompts)
     related = (e * embed(list(which.categories), embedder)[which.codes]).sum(1).clip(0, 1)
     rows = pd.DataFrame(dict(distance=prompt_distances(e, topic.embeddings), contamination=[g.mean_contamination for g in generations],
-        perplexity=model.perplexity(generations, 64), distinct_1=[distinct(t) for t in texts], distinct_3=[distinct(t, 3) for t in texts], related=related))
+        perplexity=model.perplexity(generations, min(64, 4_000_000 // text_config(model.lm).vocab_size)), distinct_1=[distinct(t) for t in texts], distinct_3=[distinct(t, 3) for t in texts], related=related))
     if cola is not None: rows["acceptability"] = acceptability(cola, texts, prompts=prompts)
     if classifier is not None: rows["p_topic"] = classifier(e)
     if cola is not None and classifier is not None: rows["overall"] = overall(rows.p_topic, rows.acceptability.fillna(0), rows.related)
     return rows
 
-# %% ../nbs/04_eval.ipynb #c051
+# %% ../nbs/04_eval.ipynb #c055
 def saved_rows(
     path:Path|None, # a table that an earlier run of `evaluate` wrote, or None
     topic:str, # rows of this topic
@@ -307,7 +316,18 @@ def saved_rows(
             raise ValueError(f"{path} holds {m!r} for other prompts or seeds: give another path, or delete the file.")
     return table, parts
 
-# %% ../nbs/04_eval.ipynb #c052
+def save_rows(
+    path:Path, # Parquet file to write
+    table:pd.DataFrame|None, # what is in it already
+    rows:pd.DataFrame, # what to add
+) -> pd.DataFrame: # both together
+    "Write the longer table in one step, so that the file is whole at any moment"
+    table = pd.concat([table, rows], ignore_index=True)
+    table.to_parquet(part := path.with_suffix(".part"), index=False)
+    part.replace(path)
+    return table
+
+# %% ../nbs/04_eval.ipynb #c056
 def evaluate(
     model:SAEModel, # model and SAEs
     interventions:dict, # name -> what `continuations` takes, or a function without arguments that makes it
@@ -333,13 +353,10 @@ def evaluate(
         if judge is not None: rows = rows.join(pd.DataFrame([judge(g.prompt, g.text, topic.name) for _, g in out]))
         done[method] = pd.DataFrame(dict(topic=topic.name, method=method, seed=[s for s, _ in out], prompt=[g.prompt for _, g in out])).join(rows)
         if keep_texts: done[method]["text"] = [g.text for _, g in out]
-        if path is not None:
-            table = pd.concat([table, done[method]], ignore_index=True)
-            table.to_parquet(part := path.with_suffix(".part"), index=False)
-            part.replace(path)
+        if path is not None: table = save_rows(path, table, done[method])
     return pd.concat([done[m] for m in interventions], ignore_index=True)
 
-# %% ../nbs/04_eval.ipynb #c055
+# %% ../nbs/04_eval.ipynb #c059
 def interval(
     values, # numbers, independent of each other
     n_boot:int=1000, # resamples
@@ -363,12 +380,14 @@ def difference(
     a:str, # a method
     b:str, # the method that it is compared with
     column:str="distance", # a measure
+    over:str="prompt", # what the interval is over: "prompt", for these topics; "topic", for topics at large
 ) -> tuple[float, float, float]: # mean of a - b, lower and upper end
     "Paired difference between two methods"
     wide = per_prompt(table, column)
-    return interval(wide[a] - wide[b])
+    apart = wide[a] - wide[b]
+    return interval(apart if over == "prompt" else apart.groupby("topic").mean())
 
-# %% ../nbs/04_eval.ipynb #c107
+# %% ../nbs/04_eval.ipynb #c112
 def side_by_side(
     generations:list[list[Generation]], # one list per method, prompts in the same order
     width:int=100, # of the terminal
@@ -382,7 +401,7 @@ def side_by_side(
         lines += [row([w[i] if i < len(w) else "" for w in wrapped]) for i in range(max(map(len, wrapped)))]
     return "\n".join(lines)
 
-# %% ../nbs/04_eval.ipynb #c108
+# %% ../nbs/04_eval.ipynb #c113
 def demo(
     preset:str="tiny-l3", # see `PRESETS`
     topic:str="medical", # one of the bundled topics

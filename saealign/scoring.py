@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'TOPIC', 'bundled_topic', 'prompt_distances', 'weighted_distance', 'alignment_scores', 'rank_scores',
-           'z_scores', 'TopicScores', 'as_texts', 'best_site', 'firing_rates', 'activation_curve', 'mean_over_k',
-           'ShadedTokens', 'score_arrays']
+           'z_scores', 'TopicScores', 'as_texts', 'ShadedTokens', 'firing_tokens', 'html_table', 'feature_rows',
+           'best_site', 'firing_rates', 'activation_curve', 'mean_over_k', 'score_arrays']
 
 # %% ../nbs/02_scoring.ipynb #c003
-import json
+import json, re
 from html import escape
 from pathlib import Path
 
@@ -241,21 +241,116 @@ def neuronpedia(self:TopicScores,
     return f"https://www.neuronpedia.org/{page}" if page else None
 
 # %% ../nbs/02_scoring.ipynb #c043
-@patch
-def _repr_html_(self:TopicScores) -> str:
-    def feature(h, f):
-        label, page = f"{f} ({self.scores[h][f]:.2f})", self.neuronpedia(h)
-        return f'<a href="{escape(page)}/{f}">{label}</a>' if page else label
-    def row(h):
-        s = self.scores[h]
-        cells = (escape(str(h or "any hook point")), f"{np.isfinite(s).sum():,} of {len(s):,}", f"{np.nanmedian(s):.2f}",
-                 ", ".join(feature(h, f) for f in self.ranked(h)[:6]))
-        return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-    columns = "hook point", "features scored", "median score", "nearest features (score)"
-    head = "".join(f"<th>{c}</th>" for c in columns)
-    return f"<p>Scores for <b>{escape(self.name)}</b></p><table><tr>{head}</tr>{''.join(map(row, self.scores))}</table>"
+class ShadedTokens:
+    "Texts as tokens, each with a number that a notebook shows as one of four shades and underlines"
+    def __init__(self,
+        tokens:list[list[str]], # the tokens of each text
+        values:list[list[float]], # a number for each of them; NaN is not shaded
+        label:str="value", # what the numbers are, for the legend
+        bounds:tuple=(.25, .5, .75), # the largest values of the first three steps
+    ): self.tokens, self.values, self.label, self.bounds = tokens, values, label, bounds
+
+    def __repr__(self): return f"ShadedTokens({len(self.tokens)} texts, mean {np.nanmean(sum(map(list, self.values), [])):.2f})"
+
+    def span(self, token:str, value:float) -> str: # HTML
+        "One token as it is shown"
+        if np.isnan(value): return escape(token)
+        step = int(np.searchsorted(self.bounds, value))
+        line = ("none", "1px dotted", "1px solid", "3px double")[step]
+        return f'<span title="{value:.2f}" style="background:rgba(230,120,0,{.2 * step:.1f});border-bottom:{line}">{escape(token)}</span>'
+
+    def lines(self) -> list[str]: # HTML of each text
+        "Each text, token by token"
+        return ["".join(map(self.span, t, v)) for t, v in zip(self.tokens, self.values)]
+
+    def legend(self) -> str: # HTML
+        "What the shades mean"
+        steps = *((f"≤ {b:.3g}", b) for b in self.bounds), (f"> {self.bounds[-1]:.3g}", np.inf)
+        return f"<small>{escape(self.label)}: {' &nbsp; '.join(self.span(*s) for s in steps)}</small>".replace('title="inf" ', "")
+
+    def _repr_html_(self) -> str:
+        return "".join(f'<p style="white-space:pre-wrap">{line}</p>' for line in self.lines()) + self.legend()
 
 # %% ../nbs/02_scoring.ipynb #c046
+@torch.no_grad()
+def firing_tokens(
+    model:SAEModel, # model and SAEs
+    hook_name:str, # which SAE
+    feature:int, # which of its features
+    texts:list[str], # to read
+) -> ShadedTokens:
+    "How much a feature fires at each token, relative to where it fires most in the text"
+    tokens, words, values = model.to_tokens(texts), [], []
+    xs, mask = model.activations(tokens)
+    for ids, x, m in zip(tokens["input_ids"], xs[hook_name], mask):
+        acts = encode(model.saes[hook_name], x[m][None])[1][0, :, feature].abs()               # [n_tokens]
+        words.append([model.tokenizer.decode([i]) for i in ids[m]])
+        values.append((acts / acts.max().clamp_min(1e-12)).tolist())
+    return ShadedTokens(words, values, "activation, relative to the feature's largest in the prompt", (0, .3, .7))
+
+@patch
+def examples(self:TopicScores,
+    feature:int, # of the SAE at `hook_name`
+    hook_name:str|None=None, # see `site`
+    n:int=2, # how many prompts
+) -> ShadedTokens:
+    "The prompts in which a feature takes the largest part, shaded where it fires if the model is still in memory"
+    h = self.site(hook_name)
+    if self.ref is None: raise ValueError(f"{self.name!r} has no reference set behind it, so no prompts to show: see ReferenceSet.score.")
+    texts = self.ref.top_prompts(h, feature, n).prompt.tolist()
+    if self.ref.model is not None and texts: return firing_tokens(self.ref.model, h, feature, texts)
+    words = [re.findall(r"\s*\S+", t) for t in texts]
+    return ShadedTokens(words, [[np.nan] * len(w) for w in words])
+
+# %% ../nbs/02_scoring.ipynb #c049
+@patch
+def around(self:ShadedTokens,
+    width:int=24, # tokens
+) -> ShadedTokens:
+    "Each text cut to the tokens around its largest value"
+    tokens, values = [], []
+    for t, v in zip(self.tokens, self.values):
+        start = max(0, min(int(np.argmax(np.nan_to_num(v))) - width // 2, len(t) - width))
+        before, after = ["… "] * (start > 0), [" …"] * (start + width < len(t))
+        tokens.append([*before, *t[start:start + width], *after])
+        values.append([np.nan] * len(before) + list(v[start:start + width]) + [np.nan] * len(after))
+    return ShadedTokens(tokens, values, self.label, self.bounds)
+
+# %% ../nbs/02_scoring.ipynb #c052
+def html_table(
+    rows:list, # of cells, which are HTML already
+    head:list[str], # a text for each column
+    caption:str="", # above the table
+) -> str: # HTML
+    "A table of texts: wrapped, on the left and at the top, whatever the page thinks of tables"
+    row = lambda cells, tag, style: f"<tr>{''.join(f'<{tag} style={chr(34)}{style}{chr(34)}>{c}</{tag}>' for c in cells)}</tr>"
+    style = "text-align:left;vertical-align:top;white-space:normal;padding:.3em .7em"
+    above = f'<caption style="caption-side:top;text-align:left;color:inherit">{escape(caption)}</caption>' if caption else ""
+    return f"<table>{above}{row(map(escape, head), 'th', style)}{''.join(row(cells, 'td', style) for cells in rows)}</table>"
+
+def feature_rows(
+    topic:TopicScores, # the topic
+    hook_name:str|None, # which SAE
+    n:int=4, # how many features
+): # iterator of cells, HTML
+    "The nearest features as rows of a table"
+    page = topic.neuronpedia(hook_name)
+    for f in topic.ranked(hook_name)[:n]:
+        link = f'<a href="{escape(page)}/{f}">{f}</a>' if page else str(f)
+        shown = [] if topic.ref is None else [f"{topic.ref.n_active(hook_name)[f]:,}", "<br>".join(topic.examples(f, hook_name).around().lines())]
+        yield [link, f"{topic.scores[hook_name][f]:.2f}", *shown]
+
+@patch
+def _repr_html_(self:TopicScores) -> str:
+    head, parts = ["feature", "score"], []
+    if self.ref is not None: head += ["prompts", "where it takes the largest part"]
+    for h, s in self.scores.items():
+        caption = f"{h or 'any hook point'}: {np.isfinite(s).sum():,} of {len(s):,} features scored, median {np.nanmedian(s):.2f}"
+        parts.append(html_table(feature_rows(self, h), head, caption))
+    legend = "" if self.ref is None or self.ref.model is None else self.examples(self.ranked()[0], n=1).legend()
+    return f"<p>Features nearest to <b>{escape(self.name)}</b></p>{''.join(parts)}{legend}"
+
+# %% ../nbs/02_scoring.ipynb #c056
 @patch
 def plot(self:TopicScores,
     bins:int=50, # of each histogram
@@ -270,7 +365,33 @@ def plot(self:TopicScores,
     axes[0, 0].set_ylabel("features")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c049
+# %% ../nbs/02_scoring.ipynb #c059
+@patch
+def topic_map(self:TopicScores,
+    n:int=5, # how many features to name
+) -> np.ndarray: # of matplotlib axes, one for each hook point
+    "Features by score and coverage, one panel for each hook point"
+    if self.ref is None: raise ValueError(f"{self.name!r} has no reference set behind it, so coverage is not known: see ReferenceSet.score.")
+    _, axes = plt.subplots(1, n_sites := len(self.scores), figsize=(5.5 * n_sites, 4), sharey=True, squeeze=False, layout="constrained")
+    for ax, (h, s) in zip(axes[0], self.scores.items()):
+        on, best = self.ref.n_active(h), self.ranked(h)[:n]
+        ax.scatter(s, on, s=8, alpha=.4, linewidths=0)
+        ax.scatter(s[best], on[best], s=24, facecolors="none", edgecolors="C1")
+        for f, y in zip(sorted(best, key=lambda f: on[f]), np.linspace(.08, .92, n)):
+            ax.annotate(self._name_feature(f, h), (s[f], on[f]), (1.02, y), textcoords="axes fraction", va="center", fontsize=9,
+                        arrowprops=dict(arrowstyle="-", color="C1", lw=.7))
+        ax.set(title=f"{h}\n{np.isnan(s).sum():,} features are not on the map: too few prompts", xlabel=f"score for {self.name}", yscale="log")
+    axes[0, 0].set_ylabel(f"prompts on which it fires, of {len(self.ref):,}")
+    return axes[0]
+
+@patch
+def _name_feature(self:TopicScores, f, hook_name):
+    "The feature's number, and where it fires most"
+    shown = self.examples(f, hook_name, 1)
+    tokens, values = shown.tokens[0], shown.values[0]
+    return f"{f}" if np.isnan(values).any() else f"{f}: {tokens[int(np.argmax(values))].strip()}"
+
+# %% ../nbs/02_scoring.ipynb #c062
 def best_site(
     refs, # a ReferenceSet, or a list or dict (by name) of them; the same prompts in all make them comparable
     texts, # the topic's texts; see `as_texts`
@@ -295,7 +416,7 @@ def best_site(
                              g_chance=np.mean(chance), lead=np.mean(chance) - nearest))
     return pd.DataFrame(rows).sort_values("lead", ascending=False, ignore_index=True)
 
-# %% ../nbs/02_scoring.ipynb #c055
+# %% ../nbs/02_scoring.ipynb #c068
 @torch.no_grad()
 def firing_rates(
     model:SAEModel, # model, and where its SAEs are hooked
@@ -315,7 +436,7 @@ def firing_rates(
             parts[name].append(sp.csr_array((counts / n_tokens).cpu().numpy()))
     return {name: sp.vstack(p, format="csr") for name, p in parts.items()}
 
-# %% ../nbs/02_scoring.ipynb #c058
+# %% ../nbs/02_scoring.ipynb #c071
 def activation_curve(
     rates, # [n_texts, d_sae], as `firing_rates` gives them
     order:np.ndarray, # features, the best first
@@ -333,22 +454,7 @@ def mean_over_k(
     "A curve's mean over log k: the area under it, by the length of its axis"
     return trapezoid(curve, np.log(ks)) / np.log(ks[-1] / ks[0])
 
-# %% ../nbs/02_scoring.ipynb #c082
-class ShadedTokens:
-    "Texts as tokens, each with a number from 0 to 1 that a notebook shows as its background"
-    def __init__(self,
-        tokens:list[list[str]], # the tokens of each text
-        values:list[list[float]], # a number for each of them
-    ):
-        self.tokens, self.values = tokens, values
-
-    def __repr__(self): return f"ShadedTokens({len(self.tokens)} texts, mean {np.mean(sum(self.values, [])):.2f})"
-
-    def _repr_html_(self) -> str:
-        shade = lambda t, v: f'<span title="{v:.2f}" style="background:rgba(230,120,0,{v:.2f})">{escape(t)}</span>'
-        return "".join(f"<p>{''.join(map(shade, t, v))}</p>" for t, v in zip(self.tokens, self.values))
-
-# %% ../nbs/02_scoring.ipynb #c083
+# %% ../nbs/02_scoring.ipynb #c095
 @patch
 @torch.no_grad()
 def highlight(self:TopicScores,
@@ -366,9 +472,9 @@ def highlight(self:TopicScores,
     acts = encode(model.saes[at], xs[at])[1]                                                # [n_texts, pos, d_sae]
     share = acts[..., torch.as_tensor(self.ranked(h)[:k].copy())].sum(-1) / acts.sum(-1).clamp_min(1e-12)
     words = [[model.tokenizer.decode([i]) for i in ids[m]] for ids, m in zip(tokens["input_ids"], mask)]
-    return ShadedTokens(words, [s[m].tolist() for s, m in zip(share, mask)])
+    return ShadedTokens(words, [s[m].tolist() for s, m in zip(share, mask)], f"share of a token's activation in the {k} features nearest to {self.name}")
 
-# %% ../nbs/02_scoring.ipynb #c087
+# %% ../nbs/02_scoring.ipynb #c099
 @patch
 def activation_share(self:TopicScores,
     shares, # prompt-level activations [n, d_sae] of some texts at `hook_name`
@@ -381,7 +487,7 @@ def activation_share(self:TopicScores,
     if seed is not None: order = np.random.default_rng(seed).permutation(order)
     return float(sp.csr_array(shares)[:, order[:k]].sum(axis=1).mean())
 
-# %% ../nbs/02_scoring.ipynb #c092
+# %% ../nbs/02_scoring.ipynb #c104
 @patch
 def card(self:TopicScores,
     license:str="other", # see `make_card`
@@ -403,7 +509,7 @@ def card(self:TopicScores,
     code = f"from saealign import TopicScores\n\ntopic = TopicScores.from_pretrained({json.dumps(name)})"
     return make_card(f"Scores for {self.name}", license, text, code, tables)
 
-# %% ../nbs/02_scoring.ipynb #c095
+# %% ../nbs/02_scoring.ipynb #c107
 TOPIC = ("scores.safetensors",)    # the files of topic scores, besides ABOUT and CARD
 
 @patch
@@ -423,7 +529,7 @@ def save_pretrained(self:TopicScores,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/02_scoring.ipynb #c098
+# %% ../nbs/02_scoring.ipynb #c110
 def score_arrays(
     tensors:dict, # name -> array, see `open_tensors`
 ) -> tuple: # {hook name: scores}, {hook name: g}, embeddings or None
@@ -441,7 +547,7 @@ def score_arrays(
             raise ValueError(f"g at {h} should be a finite number, or NaN, for each score; it is {a.dtype}, {a.shape}.")
     return scores, g, np.array(e) if (e := tensors.get("embeddings")) is not None else None
 
-# %% ../nbs/02_scoring.ipynb #c099
+# %% ../nbs/02_scoring.ipynb #c111
 @patch(cls_method=True)
 def from_pretrained(cls:TopicScores,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -461,7 +567,7 @@ def from_pretrained(cls:TopicScores,
     topic = cls.from_scores(scores, called)
     return cls(topic.scores, called, g, embeddings, ref, None if texts is None else as_texts(texts), about["made_with"])
 
-# %% ../nbs/02_scoring.ipynb #c106
+# %% ../nbs/02_scoring.ipynb #c118
 @patch
 def push_to_hub(self:TopicScores,
     repo_id:str, # "user/name"; made if it is not there
