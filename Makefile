@@ -28,8 +28,9 @@ demo: $(STAMP) ## steer the bundled model towards a topic
 test: $(STAMP) ## check that modules match notebooks, notebooks are clean, and all of them run
 	@$(BIN)/python .github/run_tests.py
 
-bench: $(STAMP) ## measure what steering costs on this machine
-	@HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -c 'from saealign.costs import report; from saealign.sae_mechanics import SAEModel; print(report(SAEModel.from_pretrained("tiny-l3")).round(4))'
+bench: $(STAMP) ## measure on this machine what steering costs: nbs/05_costs.ipynb, slow cells too
+	@$(BIN)/python .github/bench.py
+	@$(BIN)/nbdev_clean
 
 notebooks: $(STAMP) ## run notebooks and save their outputs; NB='nbs/00_*.ipynb' for some, FLAGS='slow gpu' for more cells
 	@$(BIN)/python .github/run_notebooks.py --flags '$(FLAGS)' $(NB)

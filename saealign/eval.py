@@ -26,7 +26,7 @@ from .sae_mechanics import ASSETS, SAEModel, pad_rows, text_config
 from .scoring import TopicScores, bundled_topic, prompt_distances
 from .swap_clamp import Clamp, Generation, Reconstruct, Swap, TopUp
 
-# %% ../nbs/04_eval.ipynb #c008
+# %% ../nbs/04_eval.ipynb #c009
 @patch
 def distance(self:TopicScores,
     texts:list[str], # continuations, or any texts
@@ -36,7 +36,7 @@ def distance(self:TopicScores,
     if self.embeddings is None: raise ValueError(f"{self.name!r} has no embeddings of its texts, so nothing can be near them: score it with ReferenceSet.score.")
     return prompt_distances(embed(texts, embedder or self.ref.embedder), self.embeddings)
 
-# %% ../nbs/04_eval.ipynb #c011
+# %% ../nbs/04_eval.ipynb #c012
 @patch
 @torch.no_grad()
 def perplexity(self:SAEModel,
@@ -64,7 +64,7 @@ def distinct(
     runs = list(zip(*(words[i:] for i in range(n))))
     return len(set(runs)) / len(runs) if runs else float("nan")
 
-# %% ../nbs/04_eval.ipynb #c014
+# %% ../nbs/04_eval.ipynb #c015
 SENTENCE_END = re.compile(r"""[.!?…]+["')\]”’]*(?=\s+["'(\[“‘]*[A-Z0-9]|\s*$)|\n\s*\n""")
 ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|cf|al|e\.g|i\.e|Fig|[A-HJ-Z])\.$")
 
@@ -79,7 +79,7 @@ def sentences(
     worded = lambda some: [s for s in some if any(c.isalpha() for c in s)]
     return worded(pieces[:-1]) or worded(pieces[-1:])
 
-# %% ../nbs/04_eval.ipynb #c017
+# %% ../nbs/04_eval.ipynb #c018
 HUB_JUDGE = "textattack/roberta-base-CoLA"
 
 class Acceptability:
@@ -100,7 +100,7 @@ class Acceptability:
         x = self.tokenizer(list(sentences), padding=True, truncation=True, max_length=128, return_tensors="pt").to(self.model.device)
         return self.model(**x).logits.float().softmax(-1)[:, self.acceptable].cpu().numpy()
 
-# %% ../nbs/04_eval.ipynb #c019
+# %% ../nbs/04_eval.ipynb #c020
 def acceptable_label(
     id2label:dict, # label -> its name, from the classifier's configuration
 ) -> int:
@@ -123,7 +123,7 @@ def from_pretrained(cls:Acceptability,
     if acceptable is not None and acceptable not in labels: raise ValueError(f"acceptable={acceptable!r} is no label of {name!r}: its labels are {labels}.")
     return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, acceptable_label(labels) if acceptable is None else acceptable, name)
 
-# %% ../nbs/04_eval.ipynb #c023
+# %% ../nbs/04_eval.ipynb #c024
 @torch.no_grad()
 def merge_lora(
     model:torch.nn.Module, # the model that the adapter was made for
@@ -142,7 +142,7 @@ def merge_lora(
             model.get_submodule(module).weight += update.to(model.device)
     return model
 
-# %% ../nbs/04_eval.ipynb #c024
+# %% ../nbs/04_eval.ipynb #c025
 @patch(cls_method=True)
 def bundled(cls:Acceptability,
     folder:str|Path|None=None, # an adapter with a head for all-MiniLM-L6-v2; None: the one in the package
@@ -155,7 +155,7 @@ def bundled(cls:Acceptability,
     setattr(model, model.base_model_prefix, encoder)
     return cls(merge_lora(model.to(encoder.device), Path(folder or ASSETS / "judge")), embedder.tokenizer, name="bundled")
 
-# %% ../nbs/04_eval.ipynb #c028
+# %% ../nbs/04_eval.ipynb #c029
 def load_judge(
     name:str|None=None, # Hub id or folder of a classifier, or "bundled"; None: the paper's, offline the bundled one with a warning
     device:str|None=None, # None: a GPU if there is one
@@ -171,7 +171,7 @@ def load_judge(
                       f"(Matthews correlation {mcc}, on CoLA's dev sets), and its numbers cannot be compared with those of the other.")
         return Acceptability.bundled(device=device)
 
-# %% ../nbs/04_eval.ipynb #c031
+# %% ../nbs/04_eval.ipynb #c032
 def acceptability(
     judge, # an `Acceptability`, or any function from a list of sentences to their probabilities
     texts:list[str], # texts, or continuations
@@ -187,7 +187,7 @@ def acceptability(
     found = {s: float(p) for some in tqdm(batches, desc="acceptability", delay=2, leave=False) for s, p in zip(some, judge(some))}
     return np.array([np.mean([found[s] for s in some]) if some else np.nan for some in each])
 
-# %% ../nbs/04_eval.ipynb #c036
+# %% ../nbs/04_eval.ipynb #c037
 def topic_classifier(
     on:list[str]|np.ndarray, # texts of the topic, none of which any method has seen, or their embeddings [n, d_embed]
     off:list[str]|np.ndarray, # texts of other kinds, or their embeddings
@@ -200,7 +200,7 @@ def topic_classifier(
     fitted = LogisticRegression(C=10, class_weight="balanced", max_iter=1000).fit(e, labels)
     return lambda embeddings: fitted.predict_proba(embeddings)[:, 1]
 
-# %% ../nbs/04_eval.ipynb #c039
+# %% ../nbs/04_eval.ipynb #c040
 def overall(
     topic:np.ndarray, # [n] the topic's probability
     fluency:np.ndarray, # [n] acceptability
@@ -210,15 +210,17 @@ def overall(
     parts = np.clip(np.stack([topic, fluency, related]), 1e-6, 1)
     return 3 / (1 / parts).sum(0)
 
-# %% ../nbs/04_eval.ipynb #c042
+# %% ../nbs/04_eval.ipynb #c043
 def with_labels(
     rows:list[list[int]], # token ids of several texts
 ) -> dict: # input_ids, attention_mask and labels, all [batch, pos]
     "A batch to train on; the loss leaves padding out, whether or not the tokenizer has a token for it"
     batch = pad_rows(rows)
-    return batch | dict(labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, 0] = -100                                    # nothing comes before it to tell it from
+    return batch | dict(labels=labels)
 
-# %% ../nbs/04_eval.ipynb #c044
+# %% ../nbs/04_eval.ipynb #c045
 def finetune(
     model:SAEModel, # left as it is
     texts:list[str], # to train on
@@ -241,7 +243,7 @@ def finetune(
         trainer.train()
     return SAEModel((lm.merge_and_unload() if lora else lm).eval(), model.tokenizer, list(model.saes.values()))
 
-# %% ../nbs/04_eval.ipynb #c047
+# %% ../nbs/04_eval.ipynb #c048
 def content_acts(
     model:SAEModel, # model and SAEs
     texts:list[str], # to read
@@ -266,7 +268,7 @@ def steering_vector(
     a, b = content_acts(model, on, contrastive), content_acts(model, off, contrastive)
     return {h: torch.nn.functional.normalize(a[h].mean(0) - b[h].mean(0), dim=0) * b[h].norm(dim=1).median() for h in a}
 
-# %% ../nbs/04_eval.ipynb #c050
+# %% ../nbs/04_eval.ipynb #c051
 def continuations(
     model:SAEModel, # model and SAEs
     how, # an intervention, None, another SAEModel such as a fine-tuned one, or a text with {prompt} in it
@@ -280,7 +282,7 @@ def continuations(
     if "{prompt}" not in how: raise ValueError(f"{how!r} has no {{prompt}} in it, the place of the prompt.")
     return [replace(g, prompt=p, label="Prompt") for p, g in zip(prompts, model.generate([how.replace("{prompt}", p) for p in prompts], topic=topic, **kwargs))]
 
-# %% ../nbs/04_eval.ipynb #c053
+# %% ../nbs/04_eval.ipynb #c054
 def measure(
     model:SAEModel, # the unmodified model, whose perplexity counts
     topic:TopicScores, # what to be close to
@@ -299,7 +301,7 @@ def measure(
     if cola is not None and classifier is not None: rows["overall"] = overall(rows.p_topic, rows.acceptability.fillna(0), rows.related)
     return rows
 
-# %% ../nbs/04_eval.ipynb #c055
+# %% ../nbs/04_eval.ipynb #c056
 def saved_rows(
     path:Path|None, # a table that an earlier run of `evaluate` wrote, or None
     topic:str, # rows of this topic
@@ -327,7 +329,7 @@ def save_rows(
     part.replace(path)
     return table
 
-# %% ../nbs/04_eval.ipynb #c056
+# %% ../nbs/04_eval.ipynb #c057
 def evaluate(
     model:SAEModel, # model and SAEs
     interventions:dict, # name -> what `continuations` takes, or a function without arguments that makes it
@@ -356,7 +358,7 @@ def evaluate(
         if path is not None: table = save_rows(path, table, done[method])
     return pd.concat([done[m] for m in interventions], ignore_index=True)
 
-# %% ../nbs/04_eval.ipynb #c059
+# %% ../nbs/04_eval.ipynb #c060
 def interval(
     values, # numbers, independent of each other
     n_boot:int=1000, # resamples
@@ -387,7 +389,7 @@ def difference(
     apart = wide[a] - wide[b]
     return interval(apart if over == "prompt" else apart.groupby("topic").mean())
 
-# %% ../nbs/04_eval.ipynb #c112
+# %% ../nbs/04_eval.ipynb #c113
 def side_by_side(
     generations:list[list[Generation]], # one list per method, prompts in the same order
     width:int=100, # of the terminal
@@ -401,7 +403,7 @@ def side_by_side(
         lines += [row([w[i] if i < len(w) else "" for w in wrapped]) for i in range(max(map(len, wrapped)))]
     return "\n".join(lines)
 
-# %% ../nbs/04_eval.ipynb #c113
+# %% ../nbs/04_eval.ipynb #c114
 def demo(
     preset:str="tiny-l3", # see `PRESETS`
     topic:str="medical", # one of the bundled topics

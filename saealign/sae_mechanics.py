@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['KNOWN_ARCHITECTURES', 'WRITTEN', 'LAYER_LISTS', 'WRITERS', 'POST_NORMS', 'ASSETS', 'PRESETS', 'encoder_bias',
-           'check_architecture', 'magnitudes', 'activate', 'wants_centred', 'encode', 'random_sae', 'decode',
-           'is_transformer_lens', 'is_hooked_transformer', 'text_config', 'd_model', 'n_layers', 'context_size',
-           'decoder_layers', 'writer', 'hook_site', 'SAEModel', 'site_width', 'check_fit', 'load_sae', 'content_mask',
-           'config_ids', 'special_ids', 'pad_rows', 'hooked', 'n_hooks', 'lm_logits', 'take_apart', 'bits_per_byte',
+           'check_architecture', 'magnitudes', 'activate', 'wants_centred', 'pre_activations', 'encode', 'random_sae',
+           'sum_rows', 'sum_directions', 'restore', 'decode', 'decode_change', 'is_transformer_lens',
+           'is_hooked_transformer', 'text_config', 'd_model', 'n_layers', 'context_size', 'decoder_layers', 'writer',
+           'hook_site', 'SAEModel', 'site_width', 'check_fit', 'read_sae', 'load_sae', 'content_mask', 'config_ids',
+           'special_ids', 'pad_rows', 'unwrapped', 'hooked', 'n_hooks', 'lm_logits', 'take_apart', 'bits_per_byte',
            'where_content', 'SAETally', 'as_hooked_transformer', 'generate_ids']
 
-# %% ../nbs/00_sae_mechanics.ipynb #c003
+# %% ../nbs/00_sae_mechanics.ipynb #c005
 import re, warnings
 from contextlib import contextmanager
 from importlib.resources import files
@@ -20,17 +21,19 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import get_sae_class
+from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# %% ../nbs/00_sae_mechanics.ipynb #c006
+# %% ../nbs/00_sae_mechanics.ipynb #c009
 def encoder_bias(
     sae:SAE, # any SAELens SAE with an encoder of one linear map
 ) -> torch.Tensor: # [d_sae]
     "The bias that belongs to the pre-activations which decide what is on: a Gated SAE's gate, else `b_enc`"
     return sae.b_gate if sae.cfg.architecture() == "gated" else sae.b_enc
 
-# %% ../nbs/00_sae_mechanics.ipynb #c007
+# %% ../nbs/00_sae_mechanics.ipynb #c010
 KNOWN_ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated")
 
 def check_architecture(
@@ -44,8 +47,10 @@ def check_architecture(
     if kind not in KNOWN_ARCHITECTURES:
         raise ValueError(f"saealign cannot use an SAE of architecture {kind!r}. It knows {', '.join(KNOWN_ARCHITECTURES)}: those "
                          "that give each feature one pre-activation, and rebuild the vector that they read.")
+    if getattr(sae.cfg, "k", 0) > sae.cfg.d_sae:
+        raise ValueError(f"This SAE should keep k = {sae.cfg.k} of its d_sae = {sae.cfg.d_sae} features: its config is wrong.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c009
+# %% ../nbs/00_sae_mechanics.ipynb #c012
 def magnitudes(
     sae:SAE, # the SAE that made `pre_acts`
     pre_acts:torch.Tensor, # [..., d_sae]
@@ -55,7 +60,7 @@ def magnitudes(
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): return pre_acts * sae.W_dec.norm(dim=-1)
     return pre_acts
 
-# %% ../nbs/00_sae_mechanics.ipynb #c010
+# %% ../nbs/00_sae_mechanics.ipynb #c013
 def activate(
     sae:SAE, # the SAE that made `pre_acts`
     pre_acts:torch.Tensor, # [..., d_sae], as `encode` gives them or changed since
@@ -66,7 +71,7 @@ def activate(
     if kind == "jumprelu": return (pre_acts > sae.threshold) * sae.activation_fn(size)
     return sae.activation_fn(size)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c012
+# %% ../nbs/00_sae_mechanics.ipynb #c015
 WRITTEN = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")  # what blocks write
 
 def wants_centred(
@@ -76,19 +81,28 @@ def wants_centred(
     loaded_with = sae.cfg.metadata.model_from_pretrained_kwargs or {}
     return bool(loaded_with.get("center_writing_weights")) and (sae.cfg.metadata.hook_name or "").endswith(WRITTEN)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c013
+# %% ../nbs/00_sae_mechanics.ipynb #c016
+def pre_activations(
+    sae:SAE, # any SAE whose architecture is known
+    x:torch.Tensor, # [..., d_in], or [..., n_heads, d_head] for an SAE at hook_z
+) -> torch.Tensor: # γ [..., d_sae]
+    "The encoder's first stage: what each feature has to say, before σ decides"
+    if x.device != sae.W_enc.device:
+        raise ValueError(f"The activation is on {x.device}, the SAE on {sae.W_enc.device}: move the SAE with `sae.to({str(x.device)!r})`.")
+    if wants_centred(sae):
+        sae.x_mean = x.mean(-1, keepdim=True)  # `restore` puts it back
+        x = x - sae.x_mean
+    return sae.process_sae_in(x) @ sae.W_enc + encoder_bias(sae)
+
 def encode(
     sae:SAE, # any SAE whose architecture is known
     x:torch.Tensor, # [..., d_in], or [..., n_heads, d_head] for an SAE at hook_z
 ) -> tuple[torch.Tensor, torch.Tensor]: # pre_acts, feature_acts, both [..., d_sae]
     "Split the SAE's encoder into its two stages: pre-activations γ and activations σ(γ)"
-    if wants_centred(sae):
-        sae.x_mean = x.mean(-1, keepdim=True)  # `decode` puts it back
-        x = x - sae.x_mean
-    pre_acts = sae.process_sae_in(x) @ sae.W_enc + encoder_bias(sae)
+    pre_acts = pre_activations(sae, x)
     return pre_acts, activate(sae, pre_acts)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c015
+# %% ../nbs/00_sae_mechanics.ipynb #c018
 def random_sae(
     kind:str="topk", # one of `KNOWN_ARCHITECTURES`
     d_in:int=8, # width of the activation
@@ -107,18 +121,59 @@ def random_sae(
         if kind == "jumprelu": sae.threshold.abs_()
     return sae.requires_grad_(False)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c026
+# %% ../nbs/00_sae_mechanics.ipynb #c029
+def sum_rows(
+    sae:SAE, # whose decoder
+    values:torch.Tensor, # [..., n] activations of some features
+    features:torch.Tensor, # [..., n] which features these are
+) -> torch.Tensor: # [..., d_in]
+    "Sum the decoder's rows of a few features at each position, each times its activation"
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): values = values / sae.W_dec[features].norm(dim=-1)
+    if sae.W_dec.device.type not in ("cpu", "cuda"): return (values[..., None, :] @ sae.W_dec[features]).squeeze(-2)
+    n, d_in = values.shape[-1], sae.W_dec.shape[-1]
+    rows = F.embedding_bag(features.reshape(-1, n), sae.W_dec, per_sample_weights=values.reshape(-1, n), mode="sum")
+    return rows.view(*values.shape[:-1], d_in)
+
+# %% ../nbs/00_sae_mechanics.ipynb #c031
+def sum_directions(
+    sae:SAE, # whose decoder
+    feature_acts:torch.Tensor, # [..., d_sae]
+) -> torch.Tensor: # [..., d_in]
+    "Activations times `W_dec`, by the rows of active features where these are few"
+    n = max(1, int((feature_acts != 0).sum(-1).max())) if feature_acts.numel() else 1
+    if 32 * n <= feature_acts.shape[-1]:
+        features = feature_acts.abs().topk(n, sorted=False).indices
+        return sum_rows(sae, feature_acts.gather(-1, features), features)
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): feature_acts = feature_acts / sae.W_dec.norm(dim=-1)
+    return feature_acts @ sae.W_dec
+
+# %% ../nbs/00_sae_mechanics.ipynb #c034
+def restore(
+    sae:SAE, # the SAE that encoded, just before
+    sae_out:torch.Tensor, # [..., d_in], in the space that the SAE encoded from
+) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
+    "Undo what the SAE did to its input; may be called several times after one `encode`"
+    scale = {n: getattr(sae, n) for n in ("ln_mu", "ln_std", "x_norm_coeff") if hasattr(sae, n)}
+    x = sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
+    for name, value in scale.items(): setattr(sae, name, value)
+    return x + sae.x_mean if wants_centred(sae) else x
+
 def decode(
     sae:SAE, # the SAE that encoded, just before
     feature_acts:torch.Tensor, # [..., d_sae]
 ) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
-    "Turn activations into the vector that they stand for; may be called several times after one `encode`"
-    scale = {n: getattr(sae, n) for n in ("ln_mu", "ln_std", "x_norm_coeff") if hasattr(sae, n)}
-    x = sae.decode(feature_acts)
-    for name, value in scale.items(): setattr(sae, name, value)
-    return x + sae.x_mean if wants_centred(sae) else x
+    "Turn activations into the vector that they stand for"
+    return restore(sae, sum_directions(sae, feature_acts) + sae.b_dec)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c030
+# %% ../nbs/00_sae_mechanics.ipynb #c037
+def decode_change(
+    sae:SAE, # the SAE that encoded, just before
+    directions:torch.Tensor, # [..., d_in] a sum of the decoder's rows, each times the change of its feature
+) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
+    "What a change of features does to `x`"
+    return restore(sae, directions) - restore(sae, torch.zeros_like(directions))
+
+# %% ../nbs/00_sae_mechanics.ipynb #c041
 def is_transformer_lens(
     lm:nn.Module, # any language model
 ) -> bool:
@@ -131,7 +186,7 @@ def is_hooked_transformer(
     "Whether it is TransformerLens' own implementation; a TransformerBridge wraps a Hugging Face model instead"
     return is_transformer_lens(lm) and not hasattr(lm, "original_model")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c031
+# %% ../nbs/00_sae_mechanics.ipynb #c042
 def text_config(
     lm:nn.Module, # any language model
 ):
@@ -156,7 +211,7 @@ def context_size(
     "The most tokens that fit; very many if the model names no limit"
     return getattr(text_config(lm), "n_ctx" if is_transformer_lens(lm) else "max_position_embeddings", None) or 2**20
 
-# %% ../nbs/00_sae_mechanics.ipynb #c032
+# %% ../nbs/00_sae_mechanics.ipynb #c043
 LAYER_LISTS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers", "model.language_model.layers")
 
 def decoder_layers(
@@ -171,7 +226,7 @@ def decoder_layers(
     raise ValueError(f"No decoder layers found in {type(lm).__name__}: looked for {', '.join(LAYER_LISTS)}. "
                      "Pass a Hugging Face causal language model, such as AutoModelForCausalLM gives.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c034
+# %% ../nbs/00_sae_mechanics.ipynb #c045
 WRITERS = {"attn_out": ("attn", "self_attn", "attention"), "mlp_out": ("mlp",)}
 POST_NORMS = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
 
@@ -183,7 +238,7 @@ def writer(
     names = (POST_NORMS[kind],) if hasattr(layer, POST_NORMS["mlp_out"]) else WRITERS[kind]
     return next((getattr(layer, n) for n in names if hasattr(layer, n)), None)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c035
+# %% ../nbs/00_sae_mechanics.ipynb #c046
 def hook_site(
     lm:nn.Module, # a Hugging Face causal LM, a HookedTransformer or a TransformerBridge
     hook_name:str, # SAELens name of the place, e.g. "blocks.3.hook_resid_post"
@@ -203,7 +258,7 @@ def hook_site(
                   "hook_mlp_out. For other places load the model as a TransformerLens TransformerBridge")
     raise ValueError(f"Hook name {hook_name!r} is not a place in {type(lm).__name__}, which has {wanted}.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c037
+# %% ../nbs/00_sae_mechanics.ipynb #c048
 ASSETS = Path(str(files("saealign") / "assets"))  # what comes with the package
 
 def _tiny(*sae_ids): return dict(lm=str(ASSETS / "tiny"), release=str(ASSETS / "tiny" / "saes"), sae_ids=sae_ids)
@@ -231,7 +286,7 @@ PRESETS = {
     "gemma-2-2b-l20": _gemma(20),
 }
 
-# %% ../nbs/00_sae_mechanics.ipynb #c040
+# %% ../nbs/00_sae_mechanics.ipynb #c051
 class SAEModel:
     "A causal language model with one or more SAEs, each at its hook point"
     def __init__(self,
@@ -254,7 +309,7 @@ class SAEModel:
         "Where the language model is"
         return next(self.lm.parameters()).device
 
-# %% ../nbs/00_sae_mechanics.ipynb #c041
+# %% ../nbs/00_sae_mechanics.ipynb #c052
 def site_width(
     lm:nn.Module, # the language model
     hook_name:str, # a place in it
@@ -265,7 +320,7 @@ def site_width(
     if place == "hook_z": return cfg.n_heads * cfg.d_head
     return cfg.d_mlp if place in ("hook_pre", "hook_post") else None
 
-# %% ../nbs/00_sae_mechanics.ipynb #c042
+# %% ../nbs/00_sae_mechanics.ipynb #c053
 def check_fit(
     lm:nn.Module, # the language model
     saes:dict[str, SAE], # by hook name
@@ -281,14 +336,27 @@ def check_fit(
             raise ValueError(f"The SAE at {hook_name} was trained on activations of width d_in = {sae.cfg.d_in}, but there "
                              f"{type(lm).__name__} is {width} wide (d_model = {d_model(lm)}): they do not belong together.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c043
+# %% ../nbs/00_sae_mechanics.ipynb #c054
 @patch(as_prop=True)
 def sae(self:SAEModel) -> SAE:
     "The SAE, when there is exactly one"
     if len(self.saes) > 1: raise ValueError(f"This model has SAEs at {', '.join(self.saes)}: choose with `.saes[hook_name]`.")
     return next(iter(self.saes.values()))
 
-# %% ../nbs/00_sae_mechanics.ipynb #c045
+# %% ../nbs/00_sae_mechanics.ipynb #c056
+def read_sae(
+    folder:Path, # in SAELens format
+    device:str="cpu", # where to put it
+) -> SAE:
+    "Read an SAE from a folder, or raise a `ValueError` if there is no sound one in it"
+    try: sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"{folder} does not hold an SAE that SAELens can read ({type(e).__name__}: {e}): get it again.") from e
+    if bad := [n for n, p in sae.named_parameters() if not torch.isfinite(p).all()]:
+        raise ValueError(f"{folder} holds an SAE whose {', '.join(bad)} are NaN or infinite: get it again.")
+    return sae
+
+# %% ../nbs/00_sae_mechanics.ipynb #c057
 def load_sae(
     release:str, # a folder, or a SAELens release
     sae_id:str, # a folder inside `release`, or an id of that release
@@ -296,12 +364,12 @@ def load_sae(
 ) -> SAE: # in float32: a wrong last digit can change which feature wins
     "Load an SAE from a local folder in SAELens format, or through SAELens from the Hub"
     folder = Path(release) / sae_id
-    if folder.is_dir(): return SAE.load_from_disk(folder, device=device, dtype="float32")
+    if folder.is_dir(): return read_sae(folder, device)
     with warnings.catch_warnings():  # that the SAE wants a centred model: `encode` sees to it
         warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
         return SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c046
+# %% ../nbs/00_sae_mechanics.ipynb #c058
 @patch(cls_method=True)
 def from_pretrained(cls:SAEModel,
     name:str, # a preset, a Hub id of a language model, or a folder
@@ -319,18 +387,20 @@ def from_pretrained(cls:SAEModel,
     if not spec["sae_ids"]: raise ValueError(f"Which SAE of {release!r}? Give `sae_id=`, one name or a list of names.")
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        lm = AutoModelForCausalLM.from_pretrained(spec["lm"], dtype=dtype).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(spec["lm"])
+        lm = AutoModelForCausalLM.from_pretrained(spec["lm"], dtype=dtype, use_safetensors=True, trust_remote_code=False).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(spec["lm"], trust_remote_code=False)
         saes = [load_sae(spec["release"], i, device) for i in spec["sae_ids"]]
+    except SafetensorError as e:
+        raise ValueError(f"The weights of {name!r} are not a safetensors file ({e}): get them again. Nothing else is read.") from e
     except OSError as e:
         raise FileNotFoundError(f"Could not load {name!r}, from disk or from the Hugging Face Hub ({e}). Offline, the presets "
                                 f"{', '.join(p for p in PRESETS if p.startswith('tiny'))} work without a network.") from e
     return cls(lm, tokenizer, saes, name=name)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c056
+# %% ../nbs/00_sae_mechanics.ipynb #c070
 def content_mask(
     input_ids:torch.Tensor, # [batch, pos], all tokens or, while decoding, only the newest
-    special_ids:list[int], # BOS, EOS, padding …
+    special_ids:list[int]|torch.Tensor, # BOS, EOS, padding …
     attention_mask:torch.Tensor|None=None, # [batch, all_pos], 0 for padding; its last columns belong to `input_ids`
 ) -> torch.Tensor: # bool [batch, pos]
     "True where a token is content: neither special nor padding"
@@ -339,7 +409,7 @@ def content_mask(
     if attention_mask is None or attention_mask.ndim != 2: return mask
     return mask & attention_mask[:, -input_ids.shape[1]:].bool()
 
-# %% ../nbs/00_sae_mechanics.ipynb #c058
+# %% ../nbs/00_sae_mechanics.ipynb #c072
 def config_ids(
     lm:nn.Module, # any language model
 ) -> list[int]: # BOS, EOS and padding, as far as they are named
@@ -349,7 +419,7 @@ def config_ids(
     ids = [getattr(config, f"{n}_token_id", None) for n in ("bos", "eos", "pad")]
     return [i for n in ids for i in (n if isinstance(n, (list, tuple)) else [n]) if i is not None]
 
-# %% ../nbs/00_sae_mechanics.ipynb #c059
+# %% ../nbs/00_sae_mechanics.ipynb #c073
 def special_ids(
     lm:nn.Module, # whose config, or own tokenizer, names its special tokens
     tokenizer=None, # which may know more of them
@@ -358,7 +428,7 @@ def special_ids(
     tokenizers = tokenizer, getattr(lm, "tokenizer", None)  # a TransformerLens model has one of its own
     return sorted({*config_ids(lm), *(i for t in tokenizers if t is not None for i in t.all_special_ids)})
 
-# %% ../nbs/00_sae_mechanics.ipynb #c060
+# %% ../nbs/00_sae_mechanics.ipynb #c074
 @patch
 def to_tokens(self:SAEModel,
     prompts:str|list[str], # one text or several
@@ -366,20 +436,21 @@ def to_tokens(self:SAEModel,
     reserve:int=0, # tokens of the context to leave free, for what will be generated
 ) -> dict: # input_ids and attention_mask, both [batch, pos]
     "Tokenize prompts: BOS if the model wants it, padded, cut with a warning to what fits the context"
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [prompts] if isinstance(prompts, str) or not hasattr(prompts, "__iter__") else list(prompts)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise TypeError("Prompts must be a text or a list of texts, at least one.")
+    if broken := [i for i, p in enumerate(prompts) if re.search("[\ud800-\udfff]", p)]:
+        raise ValueError(f"Prompts {broken[:5]} hold half characters (surrogates), which no UTF-8 text has: read them with the right encoding.")
     bos = [self.tokenizer.bos_token_id] if self.prepend_bos else []
     rows = [bos + ids for ids in self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
     if not all(rows): raise ValueError("A prompt is empty, and this tokenizer has no BOS token to start from: give it a word.")
     room = context_size(self.lm) - reserve
     if room < 1: raise ValueError(f"{reserve} new tokens do not fit the model's context, which ends at {room + reserve} tokens.")
-    if (too_long := sum(len(r) > room for r in rows)):
-        warnings.warn(f"{too_long} of {len(rows)} prompts are longer than the {room} tokens that fit: cut at the end.")
+    if any(len(r) > room for r in rows): warnings.warn(f"Prompts longer than the {room} tokens that fit are cut at the end.")
     rows = [r[:room] for r in rows]
     return {k: v.to(self.device) for k, v in pad_rows(rows, padding_side).items()}
 
-# %% ../nbs/00_sae_mechanics.ipynb #c061
+# %% ../nbs/00_sae_mechanics.ipynb #c075
 def pad_rows(
     rows:list[list[int]], # token ids, of different lengths
     side:str="right", # where padding goes
@@ -390,15 +461,24 @@ def pad_rows(
     return dict(input_ids=torch.tensor([fill(r, 0) for r in rows]),
                 attention_mask=torch.tensor([fill([1] * len(r), 0) for r in rows]))
 
-# %% ../nbs/00_sae_mechanics.ipynb #c065
+# %% ../nbs/00_sae_mechanics.ipynb #c079
+def unwrapped(
+    lm:nn.Module, # any language model
+) -> nn.Module: # the module in which every call, and every step of `generate`, ends
+    "The model itself, behind what `torch.compile`, a TransformerBridge or PEFT wrap around it"
+    lm = getattr(lm, "_orig_mod", lm)
+    lm = getattr(lm, "original_model", lm)
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+# %% ../nbs/00_sae_mechanics.ipynb #c080
 def _watch_call(lm, special, note):
     "Keep the mask of the chunk under way in `note`, from the call of a Hugging Face model"
     def on_call(module, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         note["mask"] = None if ids is None else content_mask(ids, special, kwargs.get("attention_mask"))
-    return [getattr(lm, "original_model", lm).register_forward_pre_hook(on_call, with_kwargs=True)]
+    return [unwrapped(lm).register_forward_pre_hook(on_call, with_kwargs=True)]
 
-# %% ../nbs/00_sae_mechanics.ipynb #c066
+# %% ../nbs/00_sae_mechanics.ipynb #c081
 def _watch_embedding(lm, special, note):
     "The same for a HookedTransformer, which passes on tokens that it has embedded before"
     def on_embed(module, args):
@@ -413,7 +493,7 @@ def _watch_embedding(lm, special, note):
     return [lm.embed.register_forward_pre_hook(on_embed),
             lm.blocks[0].register_forward_pre_hook(on_chunk, with_kwargs=True)]
 
-# %% ../nbs/00_sae_mechanics.ipynb #c068
+# %% ../nbs/00_sae_mechanics.ipynb #c083
 def _at(site, fn, before, note):
     "Register `fn(x, mask)` at the input or output of `site`; None from `fn` leaves `x` alone"
     heads = getattr(site, "hook_conversion", None)
@@ -430,7 +510,7 @@ def _at(site, fn, before, note):
     if before: return site.register_forward_pre_hook(before_hook, with_kwargs=True)
     return site.register_forward_hook(lambda module, args, out: edit(out))
 
-# %% ../nbs/00_sae_mechanics.ipynb #c069
+# %% ../nbs/00_sae_mechanics.ipynb #c084
 @contextmanager
 def hooked(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
@@ -439,16 +519,17 @@ def hooked(
 ):
     "Run functions at hook points for the length of a `with` block; whatever happens, no hook outlives it"
     special, note, handles = special_ids(lm) if special is None else special, {}, []
+    special = torch.as_tensor(special, dtype=torch.long, device=next(lm.parameters()).device)
     try:
         for hook_name, fn in fns.items():
             site, before = hook_site(lm, hook_name)
             handles.append(_at(site, fn, before, note))
         handles += (_watch_embedding if is_hooked_transformer(lm) else _watch_call)(lm, special, note)
-        yield
+        with torch.compiler.set_stance("force_eager"): yield
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/00_sae_mechanics.ipynb #c071
+# %% ../nbs/00_sae_mechanics.ipynb #c086
 def n_hooks(
     lm:nn.Module, # any module
 ) -> int: # a TransformerBridge has a few of its own, always as many
@@ -456,7 +537,7 @@ def n_hooks(
     parts = {*lm.modules(), *getattr(lm, "original_model", nn.Module()).modules()}
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c072
+# %% ../nbs/00_sae_mechanics.ipynb #c087
 def lm_logits(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
     input_ids:torch.Tensor, # [batch, pos]
@@ -466,7 +547,7 @@ def lm_logits(
     out = lm(input_ids, attention_mask=attention_mask)
     return out if isinstance(out, torch.Tensor) else out.logits
 
-# %% ../nbs/00_sae_mechanics.ipynb #c078
+# %% ../nbs/00_sae_mechanics.ipynb #c093
 class _Deepest(Exception): "Raised by a hook once there is nothing more to see"
 
 @patch
@@ -489,7 +570,7 @@ def activations(self:SAEModel,
         raise ValueError(f"Nothing passed through {', '.join(silent)}: switch this hook point on in the model.")
     return seen, masks[0]
 
-# %% ../nbs/00_sae_mechanics.ipynb #c083
+# %% ../nbs/00_sae_mechanics.ipynb #c098
 def take_apart(
     sae:SAE, # the SAE
     x:torch.Tensor, # [d_in], one activation
@@ -504,7 +585,7 @@ def take_apart(
     parts = {i: decode(sae, a * one[i]) - bias for i, a in acts.items()}
     return parts | {"other features": recon - bias - sum(parts.values()), "bias": bias, "error": x - recon}, acts
 
-# %% ../nbs/00_sae_mechanics.ipynb #c087
+# %% ../nbs/00_sae_mechanics.ipynb #c102
 @patch
 def windows(self:SAEModel,
     texts:list[str], # documents
@@ -518,7 +599,7 @@ def windows(self:SAEModel,
     if len(ids) < size: raise ValueError(f"These texts hold {len(ids)} tokens, too few for one window of {size}: give more text.")
     return ids[:len(ids) // size * size].view(-1, size)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c088
+# %% ../nbs/00_sae_mechanics.ipynb #c103
 @patch
 @torch.no_grad()
 def losses(self:SAEModel,
@@ -527,6 +608,7 @@ def losses(self:SAEModel,
 ) -> torch.Tensor: # [n_windows, size] nats
     "The loss at each token of each window, given BOS and the window's earlier tokens"
     first = self.tokenizer.bos_token_id if self.prepend_bos else self.tokenizer.eos_token_id
+    if first is None: raise ValueError("A window begins with BOS, or EOS, but this tokenizer has neither: give it one of them.")
     out = []
     for w in windows.split(batch_size):
         ids = torch.cat([torch.full_like(w[:, :1], first), w[:, :-1]], 1).to(self.device)
@@ -535,7 +617,7 @@ def losses(self:SAEModel,
         out.append((logits.logsumexp(-1) - right).cpu())
     return torch.cat(out)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c089
+# %% ../nbs/00_sae_mechanics.ipynb #c104
 def bits_per_byte(
     losses:torch.Tensor, # nats at each token
     n_bytes:int, # length of the text behind these tokens, in UTF-8 bytes
@@ -543,7 +625,7 @@ def bits_per_byte(
     "Loss per byte of text, which does not depend on the tokenizer"
     return float(losses.double().sum().item() / np.log(2) / n_bytes)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c093
+# %% ../nbs/00_sae_mechanics.ipynb #c108
 @patch
 def sliding_losses(self:SAEModel,
     windows:torch.Tensor, # [n_windows, size] tokens that follow one another
@@ -554,7 +636,7 @@ def sliding_losses(self:SAEModel,
     rolling = windows.flatten().unfold(0, 2 * half, half)                         # each starts in the middle of the last
     return torch.cat([self.losses(rolling[:1])[0, :half], self.losses(rolling, batch_size)[:, half:].flatten()])
 
-# %% ../nbs/00_sae_mechanics.ipynb #c095
+# %% ../nbs/00_sae_mechanics.ipynb #c111
 def where_content(
     mask:torch.Tensor, # bool [batch, pos]
     new:torch.Tensor, # [batch, pos, …]
@@ -563,7 +645,7 @@ def where_content(
     "`new` at content tokens, `x` elsewhere, whether the activation is one vector or one for each head"
     return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), new, x)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c096
+# %% ../nbs/00_sae_mechanics.ipynb #c112
 @patch
 @torch.no_grad()
 def sae_quality(self:SAEModel,
@@ -588,7 +670,7 @@ def sae_quality(self:SAEModel,
                          loss_recovered=(zeroed - spliced_loss) / (zeroed - clean)))
     return pd.DataFrame(rows).set_index("hook_name")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c097
+# %% ../nbs/00_sae_mechanics.ipynb #c113
 class SAETally:
     "Sums, batch by batch, of what `sae_quality` reports; memory does not grow with the text"
     def __init__(self,
@@ -617,7 +699,7 @@ class SAETally:
         return dict(explained_variance=1 - self.error / variance, l0=self.on / self.n,
                     dead=1 - self.fired.float().mean().item())
 
-# %% ../nbs/00_sae_mechanics.ipynb #c107
+# %% ../nbs/00_sae_mechanics.ipynb #c123
 def _hooked_config(c):
     "The part of a HookedTransformer's config that differs between families, from a Hugging Face config"
     if c.model_type == "gpt2":
@@ -632,7 +714,7 @@ def _hooked_config(c):
                     use_normalization_before_and_after=True)
     raise ValueError(f"Only GPT-2 and Gemma-2 models can be converted here, not {c.model_type!r}: wrap it in a TransformerBridge.")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c108
+# %% ../nbs/00_sae_mechanics.ipynb #c124
 def as_hooked_transformer(
     lm:nn.Module, # a Hugging Face GPT-2 or Gemma-2
     tokenizer=None, # needed for generating from a batch with padding
@@ -652,7 +734,7 @@ def as_hooked_transformer(
                                           center_unembed=False, fold_value_biases=False)
     return hooked_lm.eval()
 
-# %% ../nbs/00_sae_mechanics.ipynb #c113
+# %% ../nbs/00_sae_mechanics.ipynb #c129
 def generate_ids(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
     tokens:dict, # input_ids and attention_mask, padded on the left
