@@ -605,12 +605,13 @@ def build(cls:ReferenceSet,
     ref._model = weakref.ref(model)
     return ref
 
+# %% ../nbs/01_reference_set.ipynb #c080
 @patch(as_prop=True)
 def model(self:ReferenceSet) -> SAEModel|None:
     "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
     return self._model and self._model()
 
-# %% ../nbs/01_reference_set.ipynb #c079
+# %% ../nbs/01_reference_set.ipynb #c081
 def shard_paths(
     folder:Path, # of one reference set
     n:int, # number of prompts
@@ -634,7 +635,7 @@ def make_shards(
             if not is_whole(path): write_shard(path, *build_shard(model, some, embedder, **settings))
             bar.update(len(some))
 
-# %% ../nbs/01_reference_set.ipynb #c081
+# %% ../nbs/01_reference_set.ipynb #c083
 def by_site(
     tensors:dict, # "hook name/part" -> array; names without a hook name are left out
 ) -> dict: # hook name -> {part: array}
@@ -661,7 +662,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c089
+# %% ../nbs/01_reference_set.ipynb #c091
 BLOCK = 8192  # prompts
 
 def some_rows(
@@ -683,7 +684,7 @@ def blocks(self:ReferenceSet,
         rows = {h: some_rows(A, start, start + size) for h, A in self.summaries.items()}
         yield self.embeddings[start:start + size], rows
 
-# %% ../nbs/01_reference_set.ipynb #c092
+# %% ../nbs/01_reference_set.ipynb #c094
 def write_stats(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -696,7 +697,7 @@ def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
     return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
 
-# %% ../nbs/01_reference_set.ipynb #c093
+# %% ../nbs/01_reference_set.ipynb #c095
 class ShardedReferenceSet(ReferenceSet):
     "A reference set that stays in its shards, which are read one after another"
     def __init__(self,
@@ -719,7 +720,7 @@ class ShardedReferenceSet(ReferenceSet):
         sites = ", ".join(f"{h}: {len(self.stats[h]['max']):,} features, {a:.0f} active per prompt" for h, a in active.items())
         return f"{type(self).__name__} of {len(self):,} prompts in {len(self.shards):,} shards ({sites})"
 
-# %% ../nbs/01_reference_set.ipynb #c094
+# %% ../nbs/01_reference_set.ipynb #c096
 def read_shard(
     path:Path, # a file that `write_shard` made
     widths:dict, # hook name -> d_sae
@@ -740,7 +741,7 @@ def blocks(self:ShardedReferenceSet): # yields (embeddings [n, d_embed], {hook n
             coming.extend(read(1))
             yield ready.result()
 
-# %% ../nbs/01_reference_set.ipynb #c100
+# %% ../nbs/01_reference_set.ipynb #c102
 def write_texts(
     path:Path, # the Parquet file to make
     texts:pd.Series, # all prompts
@@ -769,7 +770,7 @@ class ShardActor:
             write_shard(self.paths[k], *build_shard(self.model, some, self.embedder, **self.settings))
         return batch
 
-# %% ../nbs/01_reference_set.ipynb #c104
+# %% ../nbs/01_reference_set.ipynb #c106
 @contextmanager
 def ray_cluster(): # the module ray
     "The cluster that we are connected to already; else one of our own, for the time of the `with` block"
@@ -779,7 +780,7 @@ def ray_cluster(): # the module ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/01_reference_set.ipynb #c105
+# %% ../nbs/01_reference_set.ipynb #c107
 def ray_shards(
     texts:pd.Series, # all prompts
     paths:list[Path], # files for the shards, in a folder that all machines see
@@ -808,7 +809,7 @@ def ray_shards(
         raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
                                 "Ray cluster see; give one as cache=.")
 
-# %% ../nbs/01_reference_set.ipynb #c112
+# %% ../nbs/01_reference_set.ipynb #c114
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -824,7 +825,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c115
+# %% ../nbs/01_reference_set.ipynb #c117
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -842,7 +843,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c122
+# %% ../nbs/01_reference_set.ipynb #c124
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -857,7 +858,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c125
+# %% ../nbs/01_reference_set.ipynb #c127
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -870,7 +871,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c130
+# %% ../nbs/01_reference_set.ipynb #c132
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -896,7 +897,7 @@ def new_folder(
         finally:
             if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
 
-# %% ../nbs/01_reference_set.ipynb #c133
+# %% ../nbs/01_reference_set.ipynb #c135
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -926,7 +927,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c135
+# %% ../nbs/01_reference_set.ipynb #c137
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -941,7 +942,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c138
+# %% ../nbs/01_reference_set.ipynb #c140
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -957,7 +958,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c139
+# %% ../nbs/01_reference_set.ipynb #c141
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -970,7 +971,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c142
+# %% ../nbs/01_reference_set.ipynb #c144
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -995,7 +996,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c144
+# %% ../nbs/01_reference_set.ipynb #c146
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -1024,7 +1025,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c148
+# %% ../nbs/01_reference_set.ipynb #c150
 REFERENCE = JOINED, "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -1044,7 +1045,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c149
+# %% ../nbs/01_reference_set.ipynb #c151
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -1062,7 +1063,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c152
+# %% ../nbs/01_reference_set.ipynb #c154
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -1089,7 +1090,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c154
+# %% ../nbs/01_reference_set.ipynb #c156
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -1110,7 +1111,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c156
+# %% ../nbs/01_reference_set.ipynb #c158
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -1121,7 +1122,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c159
+# %% ../nbs/01_reference_set.ipynb #c161
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -1139,7 +1140,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c160
+# %% ../nbs/01_reference_set.ipynb #c162
 def saved_prompts(
     path:Path, # a Parquet file from elsewhere
 ) -> pd.DataFrame: # with a column "prompt"
@@ -1148,7 +1149,7 @@ def saved_prompts(
     except (ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as e:
         raise ValueError(f"{path} does not hold prompts that can be read ({type(e).__name__}: {e}): get it again.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c161
+# %% ../nbs/01_reference_set.ipynb #c163
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -1172,7 +1173,7 @@ def from_pretrained(cls:ReferenceSet,
     if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c169
+# %% ../nbs/01_reference_set.ipynb #c171
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"

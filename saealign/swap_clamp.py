@@ -340,16 +340,18 @@ class Clamp(Reconstruct):
         super().check(sae)
         check_topic(self.topic, sae)
 
-    def edit(self, sae, pre_acts, feature_acts):
-        "Set the best features, leave the others"
-        best = site_scores(self.topic, sae).topk(min(self.n, sae.cfg.d_sae)).indices                                    # [n]
-        if self.value == "token": held = magnitudes(sae, pre_acts)[..., best].clamp_min(0)
-        else: held = torch.as_tensor(self.topic.ref.max_acts[sae.cfg.metadata.hook_name], dtype=feature_acts.dtype, device=best.device)[best]
-        after = feature_acts.clone()
-        after[..., best] = self.scale * held
-        return after
+# %% ../nbs/03_swap_clamp.ipynb #c054
+@patch
+def edit(self:Clamp, sae, pre_acts, feature_acts):
+    "Set the best features, leave the others"
+    best = site_scores(self.topic, sae).topk(min(self.n, sae.cfg.d_sae)).indices                                    # [n]
+    if self.value == "token": held = magnitudes(sae, pre_acts)[..., best].clamp_min(0)
+    else: held = torch.as_tensor(self.topic.ref.max_acts[sae.cfg.metadata.hook_name], dtype=feature_acts.dtype, device=best.device)[best]
+    after = feature_acts.clone()
+    after[..., best] = self.scale * held
+    return after
 
-# %% ../nbs/03_swap_clamp.ipynb #c055
+# %% ../nbs/03_swap_clamp.ipynb #c057
 class Weight(Swap):
     "Multiply activations with scores: a′ = σ(γ) ⊙ s"
     label = "Weight"
@@ -373,7 +375,7 @@ class VectorEdit(Edit):
 
     def n_changed(self): return torch.zeros(self.x.shape[:2], dtype=torch.long, device=self.x.device) if self.x is self.old else super().n_changed()
 
-# %% ../nbs/03_swap_clamp.ipynb #c056
+# %% ../nbs/03_swap_clamp.ipynb #c058
 class AddVector(Reconstruct):
     "Add a vector to the activation at every content token; the SAE only watches"
     label = "Vector"
@@ -399,7 +401,7 @@ class AddVector(Reconstruct):
         new = x + self.strength * torch.as_tensor(v, dtype=x.dtype, device=x.device)
         return VectorEdit(sae, x, new if token_mask is None else where_content(token_mask, new, x))
 
-# %% ../nbs/03_swap_clamp.ipynb #c059
+# %% ../nbs/03_swap_clamp.ipynb #c061
 def contamination(
     feature_acts:torch.Tensor, # [..., d_sae]
     scores:torch.Tensor, # [d_sae] in [0, 1], or broadcastable to `feature_acts`; NaN (unscored) counts as 0
@@ -411,7 +413,7 @@ def contamination(
     off = (size * (1 - s)).sum(-1)
     return off / size.sum(-1).clamp_min(1e-12) if normalize else off
 
-# %% ../nbs/03_swap_clamp.ipynb #c062
+# %% ../nbs/03_swap_clamp.ipynb #c064
 @patch
 def off_topic(self:Edit,
     scores:torch.Tensor, # [d_sae] in [0, 1]
@@ -425,7 +427,7 @@ def off_topic(self:TopKEdit, scores):
     share = lambda on: contamination(on[0], scores[on[1]])
     return share(self.now) if self.token_mask is None else self.kept(share(self.now), share(self.was))
 
-# %% ../nbs/03_swap_clamp.ipynb #c065
+# %% ../nbs/03_swap_clamp.ipynb #c067
 def recon_error_diff(
     x:torch.Tensor, # [..., d_in], the model's own activation
     x_sae:torch.Tensor, # [..., d_in], the SAE's reconstruction of it
@@ -434,7 +436,7 @@ def recon_error_diff(
     "How much further from `x` the intervention is than the SAE alone"
     return (x_mod - x).norm(dim=-1) - (x_sae - x).norm(dim=-1)
 
-# %% ../nbs/03_swap_clamp.ipynb #c068
+# %% ../nbs/03_swap_clamp.ipynb #c070
 @patch
 def prepared(self:Reconstruct) -> Reconstruct:
     "What `steer` runs: this intervention, or a copy that remembers what is the same for every token"
@@ -447,7 +449,7 @@ def prepared(self:Swap):
     ready.row_scores = lru_cache(8)(self.row_scores)
     return ready
 
-# %% ../nbs/03_swap_clamp.ipynb #c070
+# %% ../nbs/03_swap_clamp.ipynb #c072
 class Trace:
     "Contamination and number of changed features at every position, as they come"
     def __init__(self,
@@ -472,7 +474,7 @@ class Trace:
         n = [torch.cat([n for _, n in chunks], 1) for chunks in self.sites.values()]
         return torch.stack(c).mean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
-# %% ../nbs/03_swap_clamp.ipynb #c071
+# %% ../nbs/03_swap_clamp.ipynb #c073
 @contextmanager
 def steer(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
@@ -497,7 +499,7 @@ def steer(
         return fn
     with hooked(lm, {s.cfg.metadata.hook_name: act(s) for s in saes}, special_ids(lm, tokenizer)): yield trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c078
+# %% ../nbs/03_swap_clamp.ipynb #c080
 @dataclass(repr=False)
 class Generation:
     "A prompt, its continuation, and what happened at each token"
@@ -525,7 +527,7 @@ class Generation:
         text = f'<p style="white-space:pre-wrap"><i>{escape(self.prompt)}</i>{shaded.lines()[0]}</p>'
         return f'<div style="margin-bottom:1.5em"><p>{head}</p>{text}{shaded.legend() if measured else ""}</div>'
 
-# %% ../nbs/03_swap_clamp.ipynb #c079
+# %% ../nbs/03_swap_clamp.ipynb #c081
 def end_ids(model:SAEModel) -> list[int]: # may be empty
     "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
     config = getattr(model.lm, "generation_config", None)
@@ -545,7 +547,7 @@ def _per_row(intervention, prompts):
     if n > 1 and n != len(prompts): raise ValueError(f"{n} topics for {len(prompts)} prompts: give one for each.")
     return n > 1
 
-# %% ../nbs/03_swap_clamp.ipynb #c081
+# %% ../nbs/03_swap_clamp.ipynb #c083
 DRAWING = RLock()  # held while a thread draws
 
 @contextmanager
@@ -569,7 +571,7 @@ def sampling(
     draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
     return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
 
-# %% ../nbs/03_swap_clamp.ipynb #c083
+# %% ../nbs/03_swap_clamp.ipynb #c085
 @torch.no_grad()
 def replay(
     model:SAEModel, # model and SAEs
@@ -584,7 +586,7 @@ def replay(
         model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c084
+# %% ../nbs/03_swap_clamp.ipynb #c086
 def _continue(model, prompts, intervention, topic, options):
     "One batch of `generate`"
     tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
@@ -597,7 +599,7 @@ def _continue(model, prompts, intervention, topic, options):
     for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
         yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, label)
 
-# %% ../nbs/03_swap_clamp.ipynb #c085
+# %% ../nbs/03_swap_clamp.ipynb #c087
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
@@ -622,7 +624,7 @@ def generate(self:SAEModel,
         for b in range(0, len(prompts), batch_size): out += _continue(self, prompts[b:b + batch_size], intervention, topic, options)
     return out
 
-# %% ../nbs/03_swap_clamp.ipynb #c100
+# %% ../nbs/03_swap_clamp.ipynb #c102
 def _pieces(model, tokens, intervention, seed, options):
     "Pieces of text from a thread that generates, until it ends or nobody listens any more"
     streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
@@ -641,7 +643,7 @@ def _pieces(model, tokens, intervention, seed, options):
         thread.join()
     if errors: raise errors[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c101
+# %% ../nbs/03_swap_clamp.ipynb #c103
 @patch
 def stream(self:SAEModel,
     prompt:str, # one text
@@ -657,7 +659,7 @@ def stream(self:SAEModel,
     for sae in self.saes.values(): intervention is None or intervention.check(sae)
     return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
 
-# %% ../nbs/03_swap_clamp.ipynb #c104
+# %% ../nbs/03_swap_clamp.ipynb #c106
 class Comparison(pd.DataFrame):
     "Continuations side by side; what is computed from it is an ordinary DataFrame again"
     def __init__(self,
@@ -672,7 +674,7 @@ class Comparison(pd.DataFrame):
         rows = ([f"<i>{escape(str(prompt))}</i>", *map(escape, map(str, texts))] for prompt, *texts in self.itertuples())
         return html_table(rows, [self.index.name or "", *map(str, self.columns)], even=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c105
+# %% ../nbs/03_swap_clamp.ipynb #c107
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -687,7 +689,7 @@ def compare(self:SAEModel,
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return Comparison(columns, index=pd.Index(prompts, name="prompt"))
 
-# %% ../nbs/03_swap_clamp.ipynb #c109
+# %% ../nbs/03_swap_clamp.ipynb #c111
 @patch
 def reach(self:TopicScores,
     n:int=100, # how many of the nearest prompts
@@ -701,7 +703,7 @@ def reach(self:TopicScores,
     others = np.sqrt((2 - 2 * cosine.max(1)).clip(0))
     return float(np.mean(others) - np.sort(prompt_distances(self.ref.embeddings, self.embeddings))[:n].mean())
 
-# %% ../nbs/03_swap_clamp.ipynb #c111
+# %% ../nbs/03_swap_clamp.ipynb #c113
 @patch
 def align(self:SAEModel,
     prompts:str|list[str], # to continue
@@ -716,7 +718,7 @@ def align(self:SAEModel,
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
     return self.generate(prompts, TopUp(topic), **kwargs)
 
-# %% ../nbs/03_swap_clamp.ipynb #c114
+# %% ../nbs/03_swap_clamp.ipynb #c116
 @patch
 @torch.no_grad()
 def token_effects(self:SAEModel,
@@ -738,7 +740,7 @@ def token_effects(self:SAEModel,
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c120
+# %% ../nbs/03_swap_clamp.ipynb #c122
 def rank_correlation(
     a, # [n] numbers
     b, # [n] numbers
