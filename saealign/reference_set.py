@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['CODES', 'TOP', 'DEFAULT_EMBEDDER', 'CANNOT_WRITE', 'JOINED', 'STATS', 'SHARD', 'BLOCK', 'ABOUT', 'CARD', 'FORMAT',
            'REFERENCE', 'SITE', 'bundled_prompts', 'read_lines', 'read_prompts', 'as_prompts', 'sample_prompts',
-           'p3_prompts', 'load_embedder', 'embed', 'summarize', 'ReferenceSet', 'token_acts', 'sum_normalized',
-           'check_finite', 'batch_summaries', 'length_batches', 'batch_budget', 'write_shard', 'checksum', 'is_whole',
-           'table_embeddings', 'table_rows', 'shard_embeddings', 'shard_stats', 'shard_rows', 'fingerprint',
-           'cache_folder', 'build_shard', 'write_tensors', 'map_tensors', 'keep_top', 'fold_stats', 'in_one_piece',
-           'site_tensors', 'join_shards', 'pool_print', 'origins', 'filling', 'settings_print', 'import_ray',
-           'check_engine', 'shard_paths', 'make_shards', 'by_site', 'some_rows', 'write_stats', 'read_stats',
-           'ShardedReferenceSet', 'read_shard', 'write_texts', 'ShardActor', 'ray_cluster', 'ray_shards', 'new_folder',
-           'write_about', 'read_about', 'check_files', 'model_made_with', 'fingerprints', 'check_made_with', 'md_table',
-           'make_card', 'made_with_rows', 'sae_cells', 'pieces', 'open_tensors', 'check_array', 'check_tensors',
-           'check_embedder', 'artefact_folder', 'saved_prompts', 'push_folder']
+           'p3_prompts', 'load_embedder', 'embed', 'summarize', 'ReferenceSet', 'token_acts', 'sparse_acts',
+           'sum_normalized', 'check_finite', 'batch_summaries', 'length_batches', 'batch_budget', 'write_shard',
+           'checksum', 'is_whole', 'table_embeddings', 'table_rows', 'shard_embeddings', 'shard_stats', 'shard_rows',
+           'fingerprint', 'cache_folder', 'build_shard', 'write_tensors', 'map_tensors', 'keep_top', 'fold_stats',
+           'in_one_piece', 'site_tensors', 'join_shards', 'pool_print', 'origins', 'filling', 'settings_print',
+           'import_ray', 'check_engine', 'shard_paths', 'make_shards', 'by_site', 'some_rows', 'write_stats',
+           'read_stats', 'ShardedReferenceSet', 'read_shard', 'write_texts', 'ShardActor', 'ray_cluster', 'ray_shards',
+           'new_folder', 'write_about', 'read_about', 'check_files', 'model_made_with', 'fingerprints',
+           'check_made_with', 'md_table', 'make_card', 'made_with_rows', 'sae_cells', 'pieces', 'open_tensors',
+           'check_array', 'check_tensors', 'check_embedder', 'artefact_folder', 'saved_prompts', 'push_folder']
 
 # %% ../nbs/01_reference_set.ipynb #c005
 import codecs, errno, hashlib, json, os, weakref
@@ -34,11 +34,12 @@ from filelock import FileLock
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from platformdirs import user_cache_dir
+from sae_lens import SAE
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from . import __version__
-from .sae_mechanics import ASSETS, SAEModel, encode
+from .sae_mechanics import ASSETS, SAEModel, encode, pre_activations
 
 # %% ../nbs/01_reference_set.ipynb #c009
 def bundled_prompts(
@@ -150,8 +151,9 @@ def embed(
     progress:bool=False, # show a progress bar
 ) -> np.ndarray: # float32 [n_texts, d_embed], rows of unit length
     "Embed texts, as vectors of unit length"
-    batch = 16 if getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu" else 256
-    out = np.asarray(embedder.encode(list(texts), batch_size=batch, show_progress_bar=progress), dtype=np.float32)
+    texts, on_cpu = list(texts), getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu"
+    batch = 256 if not on_cpu else 16 if len(texts) > 64 else 8          # a few texts differ much in length, and padding takes time
+    out = np.asarray(embedder.encode(texts, batch_size=batch, show_progress_bar=progress), dtype=np.float32)
     return out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../nbs/01_reference_set.ipynb #c030
@@ -226,6 +228,20 @@ def token_acts(
     t, i = feature_acts.nonzero(as_tuple=True)
     return sp.csr_array((feature_acts[t, i].float().cpu().numpy(), (t.cpu().numpy(), i.cpu().numpy())), shape=tuple(feature_acts.shape))
 
+def sparse_acts(
+    sae:SAE, # the SAE
+    x:torch.Tensor, # [n_tokens, d_in]
+) -> sp.csr_array: # [n_tokens, d_sae]; their sizes, since AbsTopK's may be negative
+    "Activations of tokens as a sparse matrix; of a TopK SAE without ever writing down the zeros"
+    if sae.cfg.architecture() != "topk" or sae.cfg.rescale_acts_by_decoder_norm: return token_acts(encode(sae, x)[1].abs())
+    top = pre_activations(sae, x).topk(sae.cfg.k, sorted=False)
+    on = top.values > 0                                                                       # [n_tokens, k]
+    token, value, feature = (v.cpu().numpy() for v in (on.nonzero()[:, 0], top.values[on].float(), top.indices[on]))
+    acts = sp.csr_array((value, (token, feature)), shape=(len(x), sae.cfg.d_sae))
+    acts.sort_indices()
+    return acts
+
+# %% ../nbs/01_reference_set.ipynb #c039
 def sum_normalized(
     acts:sp.csr_array, # [n_tokens, d_sae]
     prompt_of:np.ndarray, # [n_tokens], which prompt each token belongs to
@@ -236,7 +252,7 @@ def sum_normalized(
     sums = belongs @ acts
     return sp.diags_array((1 / sums.sum(axis=1).clip(1e-12)).astype(np.float32)) @ sums
 
-# %% ../nbs/01_reference_set.ipynb #c038
+# %% ../nbs/01_reference_set.ipynb #c040
 def check_finite(
     x:torch.Tensor, # activations of content tokens
     hook_name:str, # where they come from
@@ -245,7 +261,7 @@ def check_finite(
     if not torch.isfinite(x).all():
         raise ValueError(f"Activations at {hook_name} are NaN or infinite: load the model in float32 or bfloat16, not float16.")
 
-# %% ../nbs/01_reference_set.ipynb #c039
+# %% ../nbs/01_reference_set.ipynb #c041
 def batch_summaries(
     model:SAEModel, # model and SAEs
     prompts:list[str], # one batch
@@ -257,16 +273,16 @@ def batch_summaries(
     out, prompt_of = {}, mask.nonzero()[:, 0].cpu().numpy()
     for hook_name, x in xs.items():
         check_finite(content := x[mask], hook_name)
-        dense = encode(model.saes[hook_name], content.float())[1].abs()          # [n_tokens, d_sae]; AbsTopK's may be negative
-        acts = token_acts(dense)
+        acts = sparse_acts(model.saes[hook_name], content.float())               # [n_tokens, d_sae]
         if how == "sum_norm": rows = sum_normalized(acts, prompt_of, len(prompts))
         else:
-            padded = dense.new_zeros(*mask.shape, dense.shape[-1]).masked_scatter(mask[..., None], dense)
-            rows = token_acts(summarize(padded, mask, how))
+            dense = torch.from_numpy(acts.toarray())
+            padded = dense.new_zeros(*mask.shape, dense.shape[-1]).masked_scatter(mask.cpu()[..., None], dense)
+            rows = token_acts(summarize(padded, mask.cpu(), how))
         out[hook_name] = (rows, acts.max(axis=0).toarray() if len(prompt_of) else np.zeros(acts.shape[1]), acts.sum(axis=0), np.bincount(acts.indices, minlength=acts.shape[1]))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c042
+# %% ../nbs/01_reference_set.ipynb #c044
 def length_batches(
     lengths:list[int], # of each prompt, in characters
     budget:int, # characters in a batch, padding included; a longer prompt has a batch to itself
@@ -278,7 +294,7 @@ def length_batches(
         batches[-1].append(i)
     return batches
 
-# %% ../nbs/01_reference_set.ipynb #c045
+# %% ../nbs/01_reference_set.ipynb #c047
 def batch_budget(
     model:SAEModel, # model and SAEs
 ) -> int: # characters in a batch, padding included
@@ -287,7 +303,7 @@ def batch_budget(
     free, _ = torch.cuda.mem_get_info(model.device)
     return int(np.clip(free / (16 * max(s.cfg.d_sae for s in model.saes.values())), 2_000, 200_000))
 
-# %% ../nbs/01_reference_set.ipynb #c048
+# %% ../nbs/01_reference_set.ipynb #c050
 def _sparse_column(m): # CSR [n, d_sae] -> Arrow list<struct<i, v>>-like pair of list columns
     offsets = pa.array(m.indptr.astype(np.int32))
     return [pa.ListArray.from_arrays(offsets, pa.array(m.indices.astype(np.int32))),
@@ -311,7 +327,7 @@ def write_shard(
         part.replace(path)
     finally: part.unlink(missing_ok=True)                                 # after a failure, such as a full disk
 
-# %% ../nbs/01_reference_set.ipynb #c049
+# %% ../nbs/01_reference_set.ipynb #c051
 def checksum(
     path:Path, # a file of any size
 ) -> str: # 64 hex digits
@@ -328,7 +344,7 @@ def is_whole(
     check = path.with_suffix(".sha256")
     return path.exists() and check.exists() and checksum(path) == check.read_text()
 
-# %% ../nbs/01_reference_set.ipynb #c051
+# %% ../nbs/01_reference_set.ipynb #c053
 def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
     "The embeddings in a table of a shard's rows"
     column = table["embedding"].combine_chunks()
@@ -352,7 +368,7 @@ def shard_rows(path:Path, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae
     "The prompt-level activations in a shard, at one hook point"
     return table_rows(pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae)
 
-# %% ../nbs/01_reference_set.ipynb #c054
+# %% ../nbs/01_reference_set.ipynb #c056
 def fingerprint(
     *parts, # modules (by their weights), and anything that JSON can hold
 ) -> str: # 16 hex digits
@@ -366,12 +382,12 @@ def fingerprint(
         else: h.update(json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_reference_set.ipynb #c056
+# %% ../nbs/01_reference_set.ipynb #c058
 def cache_folder() -> Path:
     "Where reference sets are kept: $SAEALIGN_CACHE, or the user's cache folder"
     return Path(os.environ.get("SAEALIGN_CACHE") or user_cache_dir("saealign"))
 
-# %% ../nbs/01_reference_set.ipynb #c057
+# %% ../nbs/01_reference_set.ipynb #c059
 def build_shard(
     model:SAEModel, # model and SAEs
     prompts:list[str], # the shard's prompts
@@ -391,7 +407,7 @@ def build_shard(
         sites[h] = (rows, np.max(biggest, 0), np.sum(total, 0), np.sum(count, 0))
     return embed(prompts, embedder), sites
 
-# %% ../nbs/01_reference_set.ipynb #c059
+# %% ../nbs/01_reference_set.ipynb #c061
 CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
 
 def write_tensors(
@@ -417,7 +433,7 @@ def write_tensors(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_reference_set.ipynb #c060
+# %% ../nbs/01_reference_set.ipynb #c062
 def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -428,7 +444,7 @@ def map_tensors(
     return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
             for n, t in header.items() if n != "__metadata__"}
 
-# %% ../nbs/01_reference_set.ipynb #c064
+# %% ../nbs/01_reference_set.ipynb #c066
 TOP = 10  # prompts remembered for each feature
 
 def keep_top(
@@ -450,7 +466,7 @@ def keep_top(
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
-# %% ../nbs/01_reference_set.ipynb #c067
+# %% ../nbs/01_reference_set.ipynb #c069
 def fold_stats(
     shards:list[Path], # files that `write_shard` made, in order
     hook_name:str, # which SAE
@@ -469,7 +485,7 @@ def fold_stats(
     return dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
                 mean=(total / count.clip(1)).astype(np.float32)), np.concatenate(ends)
 
-# %% ../nbs/01_reference_set.ipynb #c068
+# %% ../nbs/01_reference_set.ipynb #c070
 def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
     "Arrays that are in memory, as `write_tensors` wants them"
     return {k: (v.dtype.name, v.shape, [v]) for k, v in arrays.items()}
@@ -485,7 +501,7 @@ def site_tensors(
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **in_one_piece(stats)}
 
-# %% ../nbs/01_reference_set.ipynb #c069
+# %% ../nbs/01_reference_set.ipynb #c071
 def join_shards(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -497,7 +513,7 @@ def join_shards(
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
 
-# %% ../nbs/01_reference_set.ipynb #c071
+# %% ../nbs/01_reference_set.ipynb #c073
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
 def pool_print(texts) -> str: # 64 hex digits
@@ -517,7 +533,7 @@ def origins(
     name = DEFAULT_EMBEDDER if embedder is None else fingerprint(embedder) if weights else repr(embedder)
     return dict(model=model.name, lm=fingerprint(model.lm), pool=pool_print(texts), embedder=name, how=how)
 
-# %% ../nbs/01_reference_set.ipynb #c073
+# %% ../nbs/01_reference_set.ipynb #c075
 CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 @contextmanager
@@ -536,7 +552,7 @@ def filling(
         raise OSError(e.errno, f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or give another "
                                "folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished there are kept.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c075
+# %% ../nbs/01_reference_set.ipynb #c077
 JOINED, STATS = "reference.safetensors", "stats.safetensors"  # made of all shards: everything, or statistics alone
 SHARD = 512  # prompts in one file
 
@@ -550,7 +566,7 @@ def settings_print(
     saes, which = {h: fingerprint(s) for h, s in model.saes.items()}, (origin[k] for k in ("pool", "how", "embedder"))
     return fingerprint(model.lm, saes, *which, model.prepend_bos, bf16, shard_size)
 
-# %% ../nbs/01_reference_set.ipynb #c077
+# %% ../nbs/01_reference_set.ipynb #c079
 def import_ray():
     "Ray with its data library, which an extra brings"
     try: import ray, ray.data
@@ -567,7 +583,7 @@ def check_engine(
     if engine == "local" and pool: raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
     if engine == "ray": import_ray()
 
-# %% ../nbs/01_reference_set.ipynb #c078
+# %% ../nbs/01_reference_set.ipynb #c080
 @patch(cls_method=True)
 def build(cls:ReferenceSet,
     model:SAEModel, # model and SAEs; all hook points are served by one pass
@@ -605,13 +621,13 @@ def build(cls:ReferenceSet,
     ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c080
+# %% ../nbs/01_reference_set.ipynb #c082
 @patch(as_prop=True)
 def model(self:ReferenceSet) -> SAEModel|None:
     "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
     return self._model and self._model()
 
-# %% ../nbs/01_reference_set.ipynb #c081
+# %% ../nbs/01_reference_set.ipynb #c083
 def shard_paths(
     folder:Path, # of one reference set
     n:int, # number of prompts
@@ -635,7 +651,7 @@ def make_shards(
             if not is_whole(path): write_shard(path, *build_shard(model, some, embedder, **settings))
             bar.update(len(some))
 
-# %% ../nbs/01_reference_set.ipynb #c083
+# %% ../nbs/01_reference_set.ipynb #c085
 def by_site(
     tensors:dict, # "hook name/part" -> array; names without a hook name are left out
 ) -> dict: # hook name -> {part: array}
@@ -662,7 +678,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c091
+# %% ../nbs/01_reference_set.ipynb #c093
 BLOCK = 8192  # prompts
 
 def some_rows(
@@ -684,7 +700,7 @@ def blocks(self:ReferenceSet,
         rows = {h: some_rows(A, start, start + size) for h, A in self.summaries.items()}
         yield self.embeddings[start:start + size], rows
 
-# %% ../nbs/01_reference_set.ipynb #c094
+# %% ../nbs/01_reference_set.ipynb #c096
 def write_stats(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -697,7 +713,7 @@ def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
     return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
 
-# %% ../nbs/01_reference_set.ipynb #c095
+# %% ../nbs/01_reference_set.ipynb #c097
 class ShardedReferenceSet(ReferenceSet):
     "A reference set that stays in its shards, which are read one after another"
     def __init__(self,
@@ -720,7 +736,7 @@ class ShardedReferenceSet(ReferenceSet):
         sites = ", ".join(f"{h}: {len(self.stats[h]['max']):,} features, {a:.0f} active per prompt" for h, a in active.items())
         return f"{type(self).__name__} of {len(self):,} prompts in {len(self.shards):,} shards ({sites})"
 
-# %% ../nbs/01_reference_set.ipynb #c096
+# %% ../nbs/01_reference_set.ipynb #c098
 def read_shard(
     path:Path, # a file that `write_shard` made
     widths:dict, # hook name -> d_sae
@@ -741,7 +757,7 @@ def blocks(self:ShardedReferenceSet): # yields (embeddings [n, d_embed], {hook n
             coming.extend(read(1))
             yield ready.result()
 
-# %% ../nbs/01_reference_set.ipynb #c102
+# %% ../nbs/01_reference_set.ipynb #c104
 def write_texts(
     path:Path, # the Parquet file to make
     texts:pd.Series, # all prompts
@@ -770,7 +786,7 @@ class ShardActor:
             write_shard(self.paths[k], *build_shard(self.model, some, self.embedder, **self.settings))
         return batch
 
-# %% ../nbs/01_reference_set.ipynb #c106
+# %% ../nbs/01_reference_set.ipynb #c108
 @contextmanager
 def ray_cluster(): # the module ray
     "The cluster that we are connected to already; else one of our own, for the time of the `with` block"
@@ -780,7 +796,7 @@ def ray_cluster(): # the module ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/01_reference_set.ipynb #c107
+# %% ../nbs/01_reference_set.ipynb #c109
 def ray_shards(
     texts:pd.Series, # all prompts
     paths:list[Path], # files for the shards, in a folder that all machines see
@@ -809,7 +825,7 @@ def ray_shards(
         raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
                                 "Ray cluster see; give one as cache=.")
 
-# %% ../nbs/01_reference_set.ipynb #c114
+# %% ../nbs/01_reference_set.ipynb #c116
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -825,7 +841,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c117
+# %% ../nbs/01_reference_set.ipynb #c119
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -843,7 +859,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c124
+# %% ../nbs/01_reference_set.ipynb #c126
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -858,7 +874,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c127
+# %% ../nbs/01_reference_set.ipynb #c129
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -871,7 +887,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c132
+# %% ../nbs/01_reference_set.ipynb #c134
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -897,7 +913,7 @@ def new_folder(
         finally:
             if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
 
-# %% ../nbs/01_reference_set.ipynb #c135
+# %% ../nbs/01_reference_set.ipynb #c137
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -927,7 +943,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c137
+# %% ../nbs/01_reference_set.ipynb #c139
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -942,7 +958,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c140
+# %% ../nbs/01_reference_set.ipynb #c142
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -958,7 +974,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c141
+# %% ../nbs/01_reference_set.ipynb #c143
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -971,7 +987,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c144
+# %% ../nbs/01_reference_set.ipynb #c146
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -996,7 +1012,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c146
+# %% ../nbs/01_reference_set.ipynb #c148
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -1025,7 +1041,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c150
+# %% ../nbs/01_reference_set.ipynb #c152
 REFERENCE = JOINED, "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -1045,7 +1061,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c151
+# %% ../nbs/01_reference_set.ipynb #c153
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -1063,7 +1079,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c154
+# %% ../nbs/01_reference_set.ipynb #c156
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -1090,7 +1106,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c156
+# %% ../nbs/01_reference_set.ipynb #c158
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -1111,7 +1127,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c158
+# %% ../nbs/01_reference_set.ipynb #c160
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -1122,7 +1138,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c161
+# %% ../nbs/01_reference_set.ipynb #c163
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -1140,7 +1156,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c162
+# %% ../nbs/01_reference_set.ipynb #c164
 def saved_prompts(
     path:Path, # a Parquet file from elsewhere
 ) -> pd.DataFrame: # with a column "prompt"
@@ -1149,7 +1165,7 @@ def saved_prompts(
     except (ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as e:
         raise ValueError(f"{path} does not hold prompts that can be read ({type(e).__name__}: {e}): get it again.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c163
+# %% ../nbs/01_reference_set.ipynb #c165
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -1173,7 +1189,7 @@ def from_pretrained(cls:ReferenceSet,
     if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c171
+# %% ../nbs/01_reference_set.ipynb #c173
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"
