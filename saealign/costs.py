@@ -83,7 +83,7 @@ def power(
     "The power of its size with which a cost grows: the slope of a line through the logarithms"
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
-# %% ../nbs/05_costs.ipynb #c061
+# %% ../nbs/05_costs.ipynb #c062
 def report(
     model:SAEModel, # model and SAEs
     topic:str="medical", # a bundled topic
