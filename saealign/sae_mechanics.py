@@ -92,7 +92,7 @@ def pre_activations(
     if wants_centred(sae):
         sae.x_mean = x.mean(-1, keepdim=True)  # `restore` puts it back
         x = x - sae.x_mean
-    return sae.process_sae_in(x) @ sae.W_enc + encoder_bias(sae)
+    return (sae.process_sae_in(x) @ sae.W_enc).add_(encoder_bias(sae))  # in place: the result may be large
 
 def encode(
     sae:SAE, # any SAE whose architecture is known

@@ -20,10 +20,11 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, scipy.sparse as sp, 
 from fastcore.basics import patch
 from huggingface_hub import HfApi
 from scipy.integrate import trapezoid
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from .reference_set import ABOUT, BLOCK, CARD, ReferenceSet, artefact_folder, check_array, check_files, check_made_with
-from .reference_set import embed, made_with_rows, make_card, md_table, model_made_with, new_folder, open_tensors
+from .reference_set import ABOUT, BLOCK, CARD, ReferenceSet, ShardedReferenceSet, artefact_folder, check_array, check_files
+from .reference_set import check_made_with, embed, made_with_rows, make_card, md_table, model_made_with, new_folder, open_tensors
 from .reference_set import push_folder, read_about, read_lines, sae_cells, some_rows, write_about, write_tensors
 from .sae_mechanics import ASSETS, SAEModel, encode
 
@@ -212,7 +213,7 @@ def as_texts(
         raise ValueError(f"A topic needs texts with words in them: {fault}.")
     return texts
 
-# %% ../nbs/02_scoring.ipynb #c030
+# %% ../nbs/02_scoring.ipynb #c031
 def topic_sums(
     ref:ReferenceSet, # in memory, mapped or in shards
     align:list[np.ndarray], # embeddings [n_align, d_embed] of each topic's texts
@@ -220,14 +221,15 @@ def topic_sums(
 ) -> tuple: # distances [n_ref, n_topics], {hook name: Sums}
     "Go through a reference set once, a block at a time, for all topics and all hook points"
     distances, sums = [], {}
-    for vectors, rows in ref.blocks():
-        distances.append(d := np.stack([prompt_distances(vectors, e) for e in align], 1))     # [n, n_topics]
-        for h, A in rows.items():
-            part = prompt_sums(A, d, squares)
-            sums[h] = sums[h] + part if h in sums else part
+    with threadpool_limits(1 if isinstance(ref, ShardedReferenceSet) else None, "blas"):
+        for vectors, rows in ref.blocks():
+            distances.append(d := np.stack([prompt_distances(vectors, e) for e in align], 1))     # [n, n_topics]
+            for h, A in rows.items():
+                part = prompt_sums(A, d, squares)
+                sums[h] = sums[h] + part if h in sums else part
     return np.concatenate(distances), sums
 
-# %% ../nbs/02_scoring.ipynb #c032
+# %% ../nbs/02_scoring.ipynb #c033
 METHODS = dict(minmax=lambda s, d, g, t: alignment_scores(g), rank=lambda s, d, g, t: rank_scores(g), z=z_of_sums)
 
 @patch
@@ -255,7 +257,7 @@ def score_topics(self:ReferenceSet,
     return {n: TopicScores(scores(t), n, {h: g[h][:, t] for h in g}, e[n], self, topics[n] if keep_texts else None)
             for t, n in enumerate(topics)}
 
-# %% ../nbs/02_scoring.ipynb #c033
+# %% ../nbs/02_scoring.ipynb #c034
 @patch
 def score(self:ReferenceSet,
     texts, # the topic's texts; see `as_texts`
@@ -265,7 +267,7 @@ def score(self:ReferenceSet,
     "Score all features for one topic"
     return self.score_topics({name: texts}, **kwargs)[name]
 
-# %% ../nbs/02_scoring.ipynb #c045
+# %% ../nbs/02_scoring.ipynb #c046
 @patch
 def site(self:TopicScores,
     hook_name:str|None=None, # which SAE; None: the only one, or the last
@@ -284,7 +286,7 @@ def ranked(self:TopicScores,
     s = self.scores[self.site(hook_name)]
     return np.argsort(-np.nan_to_num(s, nan=-1), kind="stable")[:np.isfinite(s).sum()]
 
-# %% ../nbs/02_scoring.ipynb #c047
+# %% ../nbs/02_scoring.ipynb #c048
 @patch
 def top(self:TopicScores,
     n:int=10, # how many features
@@ -310,7 +312,7 @@ def neuronpedia(self:TopicScores,
     page = self.made_with.get("saes", {}).get(self.site(hook_name), {}).get("neuronpedia_id")
     return f"https://www.neuronpedia.org/{page}" if page else None
 
-# %% ../nbs/02_scoring.ipynb #c052
+# %% ../nbs/02_scoring.ipynb #c053
 class ShadedTokens:
     "Texts as tokens, each with a number that a notebook shows as one of four shades and underlines"
     def __init__(self,
@@ -334,7 +336,7 @@ class ShadedTokens:
         "Each text, token by token"
         return ["".join(map(self.span, t, v)) for t, v in zip(self.tokens, self.values)]
 
-# %% ../nbs/02_scoring.ipynb #c054
+# %% ../nbs/02_scoring.ipynb #c055
 @patch
 def legend(self:ShadedTokens) -> str: # HTML
     "What the shades mean"
@@ -346,7 +348,7 @@ def legend(self:ShadedTokens) -> str: # HTML
 def _repr_html_(self:ShadedTokens) -> str:
     return "".join(f'<p style="white-space:pre-wrap">{line}</p>' for line in self.lines()) + self.legend()
 
-# %% ../nbs/02_scoring.ipynb #c057
+# %% ../nbs/02_scoring.ipynb #c058
 @torch.no_grad()
 def firing_tokens(
     model:SAEModel, # model and SAEs
@@ -363,7 +365,7 @@ def firing_tokens(
         values.append((acts / acts.max().clamp_min(1e-12)).tolist())
     return ShadedTokens(words, values, "activation, relative to the feature's largest in the prompt", (0, .3, .7))
 
-# %% ../nbs/02_scoring.ipynb #c059
+# %% ../nbs/02_scoring.ipynb #c060
 @patch
 def examples(self:TopicScores,
     feature:int, # of the SAE at `hook_name`
@@ -379,7 +381,7 @@ def examples(self:TopicScores,
     words = [re.findall(r"\s*\S+", t) for t in texts]
     return ShadedTokens(words, [[np.nan] * len(w) for w in words])
 
-# %% ../nbs/02_scoring.ipynb #c062
+# %% ../nbs/02_scoring.ipynb #c063
 @patch
 def around(self:ShadedTokens,
     width:int=24, # tokens
@@ -393,7 +395,7 @@ def around(self:ShadedTokens,
         values.append([np.nan] * len(before) + list(v[start:start + width]) + [np.nan] * len(after))
     return ShadedTokens(tokens, values, self.label, self.bounds)
 
-# %% ../nbs/02_scoring.ipynb #c065
+# %% ../nbs/02_scoring.ipynb #c066
 def html_table(
     rows:list, # of cells, which are HTML already
     head:list[str], # a text for each column
@@ -407,7 +409,7 @@ def html_table(
     table = '<table style="table-layout:fixed;width:100%">' if even else "<table>"
     return f"{table}{above}{row(map(escape, head), 'th')}{''.join(map(row, rows))}</table>"
 
-# %% ../nbs/02_scoring.ipynb #c067
+# %% ../nbs/02_scoring.ipynb #c068
 def feature_rows(
     topic:TopicScores, # the topic
     hook_name:str|None, # which SAE
@@ -432,7 +434,7 @@ def _repr_html_(self:TopicScores) -> str:
     legend = "" if self.ref is None or self.ref.model is None else self.examples(self.ranked()[0], n=1).legend()
     return f"<p>Features nearest to <b>{escape(self.name)}</b></p>{''.join(parts)}{legend}"
 
-# %% ../nbs/02_scoring.ipynb #c071
+# %% ../nbs/02_scoring.ipynb #c072
 @patch
 def plot(self:TopicScores,
     bins:int=50, # of each histogram
@@ -447,7 +449,7 @@ def plot(self:TopicScores,
     axes[0, 0].set_ylabel("features")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c074
+# %% ../nbs/02_scoring.ipynb #c075
 @patch
 def topic_map(self:TopicScores,
     n:int=5, # how many features to name
@@ -470,7 +472,7 @@ def topic_map(self:TopicScores,
     axes[0, 0].set_ylabel(f"prompts on which it fires, of {len(self.ref):,}")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c077
+# %% ../nbs/02_scoring.ipynb #c078
 def best_site(
     refs, # a ReferenceSet, or a list or dict (by name) of them; the same prompts in all make them comparable
     texts, # the topic's texts; see `as_texts`
@@ -495,7 +497,7 @@ def best_site(
                              g_chance=np.mean(chance), lead=np.mean(chance) - nearest))
     return pd.DataFrame(rows).sort_values("lead", ascending=False, ignore_index=True)
 
-# %% ../nbs/02_scoring.ipynb #c083
+# %% ../nbs/02_scoring.ipynb #c084
 @torch.no_grad()
 def firing_rates(
     model:SAEModel, # model, and where its SAEs are hooked
@@ -515,7 +517,7 @@ def firing_rates(
             parts[name].append(sp.csr_array((counts / n_tokens).cpu().numpy()))
     return {name: sp.vstack(p, format="csr") for name, p in parts.items()}
 
-# %% ../nbs/02_scoring.ipynb #c086
+# %% ../nbs/02_scoring.ipynb #c087
 def activation_curve(
     rates, # [n_texts, d_sae], as `firing_rates` gives them
     order:np.ndarray, # features, the best first
@@ -533,7 +535,7 @@ def mean_over_k(
     "A curve's mean over log k: the area under it, by the length of its axis"
     return trapezoid(curve, np.log(ks)) / np.log(ks[-1] / ks[0])
 
-# %% ../nbs/02_scoring.ipynb #c110
+# %% ../nbs/02_scoring.ipynb #c111
 @patch
 @torch.no_grad()
 def highlight(self:TopicScores,
@@ -554,7 +556,7 @@ def highlight(self:TopicScores,
     label = f"share of a token's activation in the {k} features nearest to {self.name}"
     return ShadedTokens(words, [s[m].tolist() for s, m in zip(share, mask)], label, (.1, .25, .5))
 
-# %% ../nbs/02_scoring.ipynb #c114
+# %% ../nbs/02_scoring.ipynb #c115
 @patch
 def activation_share(self:TopicScores,
     shares, # prompt-level activations [n, d_sae] of some texts at `hook_name`
@@ -567,7 +569,7 @@ def activation_share(self:TopicScores,
     if seed is not None: order = np.random.default_rng(seed).permutation(order)
     return float(sp.csr_array(shares)[:, order[:k]].sum(axis=1).mean())
 
-# %% ../nbs/02_scoring.ipynb #c119
+# %% ../nbs/02_scoring.ipynb #c120
 @patch
 def card(self:TopicScores,
     license:str="other", # see `make_card`
@@ -589,7 +591,7 @@ def card(self:TopicScores,
     code = f"from saealign import TopicScores\n\ntopic = TopicScores.from_pretrained({json.dumps(name)})"
     return make_card(f"Scores for {self.name}", license, text, code, tables)
 
-# %% ../nbs/02_scoring.ipynb #c122
+# %% ../nbs/02_scoring.ipynb #c123
 TOPIC = ("scores.safetensors",)    # the files of topic scores, besides ABOUT and CARD
 
 @patch
@@ -609,7 +611,7 @@ def save_pretrained(self:TopicScores,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/02_scoring.ipynb #c125
+# %% ../nbs/02_scoring.ipynb #c126
 def score_arrays(
     tensors:dict, # name -> array, see `open_tensors`
 ) -> tuple: # {hook name: scores}, {hook name: g}, embeddings or None
@@ -627,7 +629,7 @@ def score_arrays(
             raise ValueError(f"g at {h} should be a finite number, or NaN, for each score; it is {a.dtype}, {a.shape}.")
     return scores, g, np.array(e) if (e := tensors.get("embeddings")) is not None else None
 
-# %% ../nbs/02_scoring.ipynb #c126
+# %% ../nbs/02_scoring.ipynb #c127
 @patch(cls_method=True)
 def from_pretrained(cls:TopicScores,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -647,7 +649,7 @@ def from_pretrained(cls:TopicScores,
     topic = cls.from_scores(scores, called)
     return cls(topic.scores, called, g, embeddings, ref, None if texts is None else as_texts(texts), about["made_with"])
 
-# %% ../nbs/02_scoring.ipynb #c133
+# %% ../nbs/02_scoring.ipynb #c134
 @patch
 def push_to_hub(self:TopicScores,
     repo_id:str, # "user/name"; made if it is not there
