@@ -21,6 +21,7 @@ from run_notebooks import left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 45 * 60         # seconds for one notebook
+LIBRARIES = ["torch", "sae_lens", "transformer_lens", "sentence_transformers", "datasets", "sklearn", "seaborn"]  # all but ours
 PASSED, SKIPPED = 76, 77  # exit statuses of a notebook's process; not 0, which a cell can cause by leaving early
 
 
@@ -73,6 +74,14 @@ def run_notebook(path, skip_flags):
     sys.exit(SKIPPED if passed and not seconds else PASSED if passed else 1)  # no time: its front matter says skip_exec
 
 
+def new_processes():
+    "What starts a process for a notebook: where it can be, a fork of one that has imported other people's libraries"
+    if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(LIBRARIES)
+    return fork
+
+
 def main():
     os.chdir(ROOT)
     # No test may depend on the network; tokenizers that fork would only warn.
@@ -92,9 +101,9 @@ def main():
 
     found = notebooks()
     if not found: report(cfg.nbs_path, "FAILED", ": no notebook found")
-    spawn = multiprocessing.get_context("spawn")
+    processes = new_processes()
     for path in found:
-        process = spawn.Process(target=run_notebook, args=(path, cfg.tst_flags.split()))
+        process = processes.Process(target=run_notebook, args=(path, cfg.tst_flags.split()))
         process.start()
         process.join(TIMEOUT)
         slow = process.is_alive()
