@@ -173,12 +173,13 @@ def embed(
 ) -> np.ndarray: # float32 [n_texts, d_embed], rows of unit length
     "Embed texts, as vectors of unit length"
     texts, tokenizer = list(texts), getattr(embedder, "tokenizer", None)
+    on_cpu = getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu"
     if callable(tokenizer):
-        on_cpu = getattr(getattr(embedder, "device", None), "type", "cpu") == "cpu"
-        batches = length_batches(n_tokens(texts, tokenizer, getattr(embedder, "max_seq_length", None)), 1_000 if on_cpu else 16_000)
-    else: batches = [list(range(len(texts)))]                          # how to go about it is the embedder's own business
+        lengths = n_tokens(texts, tokenizer, getattr(embedder, "max_seq_length", None))
+        batches, size = length_batches(lengths, 1_000 if on_cpu else 16_000), len(texts)
+    else: batches, size = [list(range(len(texts)))], 16 if on_cpu else 256            # the embedder cuts batches itself
     bar = tqdm(batches, desc="embedding", leave=False, disable=not progress)
-    out = np.concatenate([embedder.encode([texts[i] for i in b], batch_size=max(16, len(b)), show_progress_bar=False) for b in bar])
+    out = np.concatenate([embedder.encode([texts[i] for i in b], batch_size=size, show_progress_bar=False) for b in bar])
     out = out[np.argsort(np.concatenate(batches))].astype(np.float32)
     return out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12)
 
