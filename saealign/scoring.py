@@ -267,7 +267,7 @@ def score(self:ReferenceSet,
     "Score all features for one topic"
     return self.score_topics({name: texts}, **kwargs)[name]
 
-# %% ../nbs/02_scoring.ipynb #c046
+# %% ../nbs/02_scoring.ipynb #c047
 @patch
 def site(self:TopicScores,
     hook_name:str|None=None, # which SAE; None: the only one, or the last
@@ -286,7 +286,7 @@ def ranked(self:TopicScores,
     s = self.scores[self.site(hook_name)]
     return np.argsort(-np.nan_to_num(s, nan=-1), kind="stable")[:np.isfinite(s).sum()]
 
-# %% ../nbs/02_scoring.ipynb #c048
+# %% ../nbs/02_scoring.ipynb #c049
 @patch
 def top(self:TopicScores,
     n:int=10, # how many features
@@ -312,7 +312,7 @@ def neuronpedia(self:TopicScores,
     page = self.made_with.get("saes", {}).get(self.site(hook_name), {}).get("neuronpedia_id")
     return f"https://www.neuronpedia.org/{page}" if page else None
 
-# %% ../nbs/02_scoring.ipynb #c053
+# %% ../nbs/02_scoring.ipynb #c054
 class ShadedTokens:
     "Texts as tokens, each with a number that a notebook shows as one of four shades and underlines"
     def __init__(self,
@@ -336,7 +336,7 @@ class ShadedTokens:
         "Each text, token by token"
         return ["".join(map(self.span, t, v)) for t, v in zip(self.tokens, self.values)]
 
-# %% ../nbs/02_scoring.ipynb #c055
+# %% ../nbs/02_scoring.ipynb #c056
 @patch
 def legend(self:ShadedTokens) -> str: # HTML
     "What the shades mean"
@@ -348,7 +348,7 @@ def legend(self:ShadedTokens) -> str: # HTML
 def _repr_html_(self:ShadedTokens) -> str:
     return "".join(f'<p style="white-space:pre-wrap">{line}</p>' for line in self.lines()) + self.legend()
 
-# %% ../nbs/02_scoring.ipynb #c058
+# %% ../nbs/02_scoring.ipynb #c059
 @torch.no_grad()
 def firing_tokens(
     model:SAEModel, # model and SAEs
@@ -365,7 +365,7 @@ def firing_tokens(
         values.append((acts / acts.max().clamp_min(1e-12)).tolist())
     return ShadedTokens(words, values, "activation, relative to the feature's largest in the prompt", (0, .3, .7))
 
-# %% ../nbs/02_scoring.ipynb #c060
+# %% ../nbs/02_scoring.ipynb #c061
 @patch
 def examples(self:TopicScores,
     feature:int, # of the SAE at `hook_name`
@@ -381,7 +381,7 @@ def examples(self:TopicScores,
     words = [re.findall(r"\s*\S+", t) for t in texts]
     return ShadedTokens(words, [[np.nan] * len(w) for w in words])
 
-# %% ../nbs/02_scoring.ipynb #c063
+# %% ../nbs/02_scoring.ipynb #c064
 @patch
 def around(self:ShadedTokens,
     width:int=24, # tokens
@@ -395,7 +395,7 @@ def around(self:ShadedTokens,
         values.append([np.nan] * len(before) + list(v[start:start + width]) + [np.nan] * len(after))
     return ShadedTokens(tokens, values, self.label, self.bounds)
 
-# %% ../nbs/02_scoring.ipynb #c066
+# %% ../nbs/02_scoring.ipynb #c067
 def html_table(
     rows:list, # of cells, which are HTML already
     head:list[str], # a text for each column
@@ -409,7 +409,7 @@ def html_table(
     table = '<table style="table-layout:fixed;width:100%">' if even else "<table>"
     return f"{table}{above}{row(map(escape, head), 'th')}{''.join(map(row, rows))}</table>"
 
-# %% ../nbs/02_scoring.ipynb #c068
+# %% ../nbs/02_scoring.ipynb #c069
 def feature_rows(
     topic:TopicScores, # the topic
     hook_name:str|None, # which SAE
@@ -434,7 +434,7 @@ def _repr_html_(self:TopicScores) -> str:
     legend = "" if self.ref is None or self.ref.model is None else self.examples(self.ranked()[0], n=1).legend()
     return f"<p>Features nearest to <b>{escape(self.name)}</b></p>{''.join(parts)}{legend}"
 
-# %% ../nbs/02_scoring.ipynb #c072
+# %% ../nbs/02_scoring.ipynb #c073
 @patch
 def plot(self:TopicScores,
     bins:int=50, # of each histogram
@@ -449,7 +449,7 @@ def plot(self:TopicScores,
     axes[0, 0].set_ylabel("features")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c075
+# %% ../nbs/02_scoring.ipynb #c076
 @patch
 def topic_map(self:TopicScores,
     n:int=5, # how many features to name
@@ -472,7 +472,7 @@ def topic_map(self:TopicScores,
     axes[0, 0].set_ylabel(f"prompts on which it fires, of {len(self.ref):,}")
     return axes[0]
 
-# %% ../nbs/02_scoring.ipynb #c078
+# %% ../nbs/02_scoring.ipynb #c079
 def best_site(
     refs, # a ReferenceSet, or a list or dict (by name) of them; the same prompts in all make them comparable
     texts, # the topic's texts; see `as_texts`
@@ -497,7 +497,7 @@ def best_site(
                              g_chance=np.mean(chance), lead=np.mean(chance) - nearest))
     return pd.DataFrame(rows).sort_values("lead", ascending=False, ignore_index=True)
 
-# %% ../nbs/02_scoring.ipynb #c084
+# %% ../nbs/02_scoring.ipynb #c085
 @torch.no_grad()
 def firing_rates(
     model:SAEModel, # model, and where its SAEs are hooked
@@ -517,7 +517,7 @@ def firing_rates(
             parts[name].append(sp.csr_array((counts / n_tokens).cpu().numpy()))
     return {name: sp.vstack(p, format="csr") for name, p in parts.items()}
 
-# %% ../nbs/02_scoring.ipynb #c087
+# %% ../nbs/02_scoring.ipynb #c088
 def activation_curve(
     rates, # [n_texts, d_sae], as `firing_rates` gives them
     order:np.ndarray, # features, the best first
@@ -535,7 +535,7 @@ def mean_over_k(
     "A curve's mean over log k: the area under it, by the length of its axis"
     return trapezoid(curve, np.log(ks)) / np.log(ks[-1] / ks[0])
 
-# %% ../nbs/02_scoring.ipynb #c111
+# %% ../nbs/02_scoring.ipynb #c112
 @patch
 @torch.no_grad()
 def highlight(self:TopicScores,
@@ -556,7 +556,7 @@ def highlight(self:TopicScores,
     label = f"share of a token's activation in the {k} features nearest to {self.name}"
     return ShadedTokens(words, [s[m].tolist() for s, m in zip(share, mask)], label, (.1, .25, .5))
 
-# %% ../nbs/02_scoring.ipynb #c115
+# %% ../nbs/02_scoring.ipynb #c116
 @patch
 def activation_share(self:TopicScores,
     shares, # prompt-level activations [n, d_sae] of some texts at `hook_name`
@@ -569,7 +569,7 @@ def activation_share(self:TopicScores,
     if seed is not None: order = np.random.default_rng(seed).permutation(order)
     return float(sp.csr_array(shares)[:, order[:k]].sum(axis=1).mean())
 
-# %% ../nbs/02_scoring.ipynb #c120
+# %% ../nbs/02_scoring.ipynb #c121
 @patch
 def card(self:TopicScores,
     license:str="other", # see `make_card`
@@ -591,7 +591,7 @@ def card(self:TopicScores,
     code = f"from saealign import TopicScores\n\ntopic = TopicScores.from_pretrained({json.dumps(name)})"
     return make_card(f"Scores for {self.name}", license, text, code, tables)
 
-# %% ../nbs/02_scoring.ipynb #c123
+# %% ../nbs/02_scoring.ipynb #c124
 TOPIC = ("scores.safetensors",)    # the files of topic scores, besides ABOUT and CARD
 
 @patch
@@ -611,7 +611,7 @@ def save_pretrained(self:TopicScores,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/02_scoring.ipynb #c126
+# %% ../nbs/02_scoring.ipynb #c127
 def score_arrays(
     tensors:dict, # name -> array, see `open_tensors`
 ) -> tuple: # {hook name: scores}, {hook name: g}, embeddings or None
@@ -629,7 +629,7 @@ def score_arrays(
             raise ValueError(f"g at {h} should be a finite number, or NaN, for each score; it is {a.dtype}, {a.shape}.")
     return scores, g, np.array(e) if (e := tensors.get("embeddings")) is not None else None
 
-# %% ../nbs/02_scoring.ipynb #c127
+# %% ../nbs/02_scoring.ipynb #c128
 @patch(cls_method=True)
 def from_pretrained(cls:TopicScores,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -649,7 +649,7 @@ def from_pretrained(cls:TopicScores,
     topic = cls.from_scores(scores, called)
     return cls(topic.scores, called, g, embeddings, ref, None if texts is None else as_texts(texts), about["made_with"])
 
-# %% ../nbs/02_scoring.ipynb #c134
+# %% ../nbs/02_scoring.ipynb #c135
 @patch
 def push_to_hub(self:TopicScores,
     repo_id:str, # "user/name"; made if it is not there
