@@ -1,14 +1,16 @@
-"""Everything `make test` checks, one after another; the last line counts what passed and what failed.
+"""Everything `make test` checks; the last line counts what passed and what failed.
 
 1. the modules in saealign/ are what nbdev exports from the notebooks,
 2. nbdev_clean would change no notebook,
 3. README.md is what nbs/index.ipynb says,
 4. every notebook that `nbdev_test` would run, runs: one process each, so that no notebook lives on what
-   another left behind, and one that crashes the interpreter is one failure among the others.
+   another left behind, and one that crashes the interpreter is one failure among the others. They run side
+   by side, each with its share of the cores: small models gain little from more than one.
 
 1 and 2 work on a copy: the tree is never altered, and need not be a git checkout.
 """
 import multiprocessing, os, shutil, subprocess, sys, tempfile, time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from execnb.nbio import read_nb
@@ -21,6 +23,8 @@ from run_notebooks import left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 45 * 60         # seconds for one notebook
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(4, CORES)   # notebooks at a time; each takes up to 3 GB of memory
 LIBRARIES = ["torch", "sae_lens", "transformer_lens", "sentence_transformers", "datasets", "sklearn", "seaborn"]  # all but ours
 PASSED, SKIPPED = 76, 77  # exit statuses of a notebook's process; not 0, which a cell can cause by leaving early
 
@@ -82,17 +86,34 @@ def new_processes():
     return fork
 
 
+def run_side_by_side(paths, skip_flags):
+    "Run notebooks, `WORKERS` at a time; as they end, yield each one's path, exit status (None: stopped) and seconds"
+    processes, waiting, running = new_processes(), list(paths), {}
+    while waiting or running:
+        while waiting and len(running) < WORKERS:
+            path = waiting.pop(0)
+            process = processes.Process(target=run_notebook, args=(path, skip_flags))
+            process.start()
+            running[process.sentinel] = path, process, time.time()
+        ended = wait(running, timeout=1)
+        for s, (path, process, start) in list(running.items()):
+            seconds = time.time() - start
+            if s not in ended and seconds < TIMEOUT: continue
+            if s not in ended: process.kill()
+            process.join()
+            del running[s]
+            yield path, process.exitcode if s in ended else None, seconds
+
+
 def main():
     os.chdir(ROOT)
     # No test may depend on the network; tokenizers that fork would only warn.
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    cfg, results, start = get_config(), [], time.time()
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS=str(CORES // WORKERS))
+    cfg, results = get_config(), []
 
     def report(name, result, hint=""):
-        nonlocal start
         results.append(result)
-        print(f"{result:7} {name} ({time.time() - start:.0f} s){hint}", flush=True)
-        start = time.time()
+        print(f"{result:7} {name}{hint}", flush=True)
 
     for name, wrong in check_copy(cfg): report(name, "FAILED" if wrong else "ok", wrong)
     page = ROOT / "README.md"
@@ -101,15 +122,9 @@ def main():
 
     found = notebooks()
     if not found: report(cfg.nbs_path, "FAILED", ": no notebook found")
-    processes = new_processes()
-    for path in found:
-        process = processes.Process(target=run_notebook, args=(path, cfg.tst_flags.split()))
-        process.start()
-        process.join(TIMEOUT)
-        slow = process.is_alive()
-        if slow: process.kill(); process.join()
-        result = {PASSED: "ok", SKIPPED: "skipped"}.get(process.exitcode, "FAILED")
-        report(path.relative_to(ROOT), result, f": stopped after {TIMEOUT} s" if slow else "")
+    for path, status, seconds in run_side_by_side(found, cfg.tst_flags.split()):
+        result = {PASSED: "ok", SKIPPED: "skipped"}.get(status, "FAILED")
+        report(f"{path.relative_to(ROOT)} ({seconds:.0f} s)", result, ": stopped, it took too long" if status is None else "")
 
     failed, skipped = results.count("FAILED"), results.count("skipped")
     print(f"{results.count('ok')} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))

@@ -75,7 +75,7 @@ def read_speed(
     times = in_turn({"sum": a.sum, "largest": a.max, "product": lambda: rows @ ones}, rounds)
     return 4 * n / times.min().min()
 
-# %% ../nbs/05_costs.ipynb #c039
+# %% ../nbs/05_costs.ipynb #c041
 def power(
     sizes, # of what is varied
     costs, # seconds or bytes, one for each size
@@ -83,7 +83,7 @@ def power(
     "The power of its size with which a cost grows: the slope of a line through the logarithms"
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
-# %% ../nbs/05_costs.ipynb #c062
+# %% ../nbs/05_costs.ipynb #c064
 def report(
     model:SAEModel, # model and SAEs
     topic:str="medical", # a bundled topic

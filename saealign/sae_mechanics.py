@@ -625,16 +625,17 @@ def bits_per_byte(
     "Loss per byte of text, which does not depend on the tokenizer"
     return float(losses.double().sum().item() / np.log(2) / n_bytes)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c108
+# %% ../nbs/00_sae_mechanics.ipynb #c106
 @patch
 def sliding_losses(self:SAEModel,
-    windows:torch.Tensor, # [n_windows, size] tokens that follow one another
+    windows:torch.Tensor, # [n_windows, size] tokens that follow one another; an even size
     batch_size:int=16, # windows at a time
-) -> torch.Tensor: # [n_windows * size] nats
-    "The loss at each token, given at least half a window before it; only the first half window has less"
-    half = windows.shape[1] // 2
-    rolling = windows.flatten().unfold(0, 2 * half, half)                         # each starts in the middle of the last
-    return torch.cat([self.losses(rolling[:1])[0, :half], self.losses(rolling, batch_size)[:, half:].flatten()])
+) -> tuple: # nats: [n_windows, size] in the windows themselves, [n_windows * size] as one slides
+    "The loss at each token in windows that start from nothing, and with at least half a window before it"
+    half, odd = divmod(windows.shape[1], 2)
+    if odd: raise ValueError(f"A window of {windows.shape[1]} tokens has no half: cut the texts into windows of an even size.")
+    nats = self.losses(windows.flatten().unfold(0, 2 * half, half), batch_size)      # each starts in the middle of the last
+    return nats[::2], torch.cat([nats[0, :half], nats[:, half:].flatten()])          # only the first half window has less before it
 
 # %% ../nbs/00_sae_mechanics.ipynb #c111
 def where_content(
