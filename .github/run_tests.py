@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 45 * 60         # seconds for one notebook
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)   # notebooks at a time; each takes up to 3 GB of memory
+LONGEST = ["01_reference_set", "00_sae_mechanics", "how_tested"]  # they start first, so that nothing long is left over at the end
 LIBRARIES = ["torch", "sae_lens", "transformer_lens", "sentence_transformers", "datasets", "sklearn", "seaborn"]  # all but ours
 PASSED, SKIPPED = 76, 77  # exit statuses of a notebook's process; not 0, which a cell can cause by leaving early
 
@@ -67,8 +68,9 @@ def check_copy(cfg):
 
 
 def notebooks():
-    "The notebooks that `nbdev_test` would run: a file named .notest keeps its folder out"
-    return [p.absolute() for p in sorted(nbglob(as_path=True)) if not (p.parent / ".notest").exists()]
+    "The notebooks that `nbdev_test` would run, the longest first: a file named .notest keeps its folder out"
+    found = [p.absolute() for p in nbglob(as_path=True) if not (p.parent / ".notest").exists()]
+    return sorted(found, key=lambda p: (LONGEST.index(p.stem) if p.stem in LONGEST else len(LONGEST), p))
 
 
 def run_notebook(path, skip_flags):
