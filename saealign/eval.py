@@ -409,18 +409,22 @@ def demo(
     topic:str="medical", # one of the bundled topics
     shown:int=3, # how many prompts to print; all twelve are measured
     width:int|None=None, # None: as wide as the terminal, 120 at most
+    pool=None, # reference prompts, see `as_prompts`; None: the bundled pool
 ) -> pd.DataFrame: # means of distance and contamination, per method
     "Load a model, score its features for a topic, and continue prompts: as they are, through the SAE, with Clamp, Swap and TopUp"
     clock = lambda label, since: print(f"{label} ({time.time() - since:.1f} s)", flush=True)
+    texts = bundled_topic(topic)                                       # an unknown topic shows before the work
     t = time.time(); model = SAEModel.from_pretrained(preset)
     clock(f"Loaded {preset}: {sum(p.numel() for p in model.lm.parameters()) / 1e6:.1f} M parameters, SAE at {', '.join(model.saes)}", t)
-    t = time.time(); ref = ReferenceSet.build(model)
+    t = time.time(); ref = ReferenceSet.build(model, pool)
     clock(f"Reference set: {len(ref):,} prompts", t)
-    t = time.time(); scores = ref.score(texts := bundled_topic(topic), name=topic)
+    t = time.time(); scores = ref.score(texts, name=topic)
     clock(f"Scored every feature against {len(texts)} {topic} texts", t)
     prompts = json.loads((ASSETS / "prompts_eval.json").read_text())["metaphors"]
     methods = [None, Reconstruct(), Clamp(scores), Swap(scores), TopUp(scores)]
-    t = time.time(); out = [model.generate(prompts, m, topic=scores) for m in methods]
+    each = [m for m in methods for _ in prompts]                       # in one batch
+    t = time.time(); rows = model.generate(prompts * len(methods), each, topic=scores, batch_size=len(each))
+    out = [rows[i:i + len(prompts)] for i in range(0, len(rows), len(prompts))]
     clock(f"Continued {len(prompts)} prompts in {len(out)} ways, 64 tokens each", t)
     print(side_by_side([o[:shown] for o in out], width or min(120, shutil.get_terminal_size((100, 24)).columns)))
     means = pd.DataFrame({o[0].label: dict(distance=scores.distance([g.text for g in o]).mean(), contamination=np.mean([g.mean_contamination for g in o]))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PIECE', 'CODES', 'TOP', 'DEFAULT_EMBEDDER', 'CANNOT_WRITE', 'JOINED', 'STATS', 'SHARD', 'BLOCK', 'ABOUT', 'CARD',
            'FORMAT', 'REFERENCE', 'SITE', 'bundled_prompts', 'read_lines', 'read_prompts', 'as_prompts',
-           'sample_prompts', 'p3_prompts', 'load_embedder', 'n_tokens', 'length_batches', 'embed', 'summarize',
-           'ReferenceSet', 'token_acts', 'sparse_piece', 'sparse_acts', 'check_finite', 'sum_normalized',
+           'sample_prompts', 'p3_prompts', 'load_embedder', 'n_tokens', 'length_batches', 'embed', 'PoolEmbedder',
+           'summarize', 'ReferenceSet', 'token_acts', 'sparse_piece', 'sparse_acts', 'check_finite', 'sum_normalized',
            'batch_summaries', 'batch_budget', 'write_shard', 'checksum', 'is_whole', 'table_embeddings', 'table_rows',
            'shard_embeddings', 'shard_stats', 'shard_rows', 'fingerprint', 'cache_folder', 'build_shard',
            'write_tensors', 'map_tensors', 'keep_top', 'fold_stats', 'in_one_piece', 'site_tensors', 'join_shards',
@@ -23,6 +23,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html import escape
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -37,6 +38,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from platformdirs import user_cache_dir
 from sae_lens import SAE
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
 from . import __version__
@@ -184,6 +186,31 @@ def embed(
     return out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../nbs/01_reference_set.ipynb #c035
+class PoolEmbedder:
+    "The default embedder, which knows the bundled prompts by heart"
+    def __init__(self,
+        texts=(), # what it will be asked for; the model is loaded at once where it does not know all of them
+    ):
+        self.vectors = load_file(ASSETS / "embeddings.safetensors")["embeddings"]               # float16 [n_bundled, d_embed]
+        self.rows = {text: i for i, text in enumerate(bundled_prompts().prompt)}
+        if not self.rows.keys() >= set(texts): self.model
+
+    @cached_property
+    def model(self):
+        "What embeds the texts that are not known"
+        return load_embedder()
+
+    def encode(self,
+        texts:list[str], # any number
+        **kwargs, # what `embed` says to an embedder; nothing here depends on it
+    ) -> np.ndarray: # float32 [n_texts, d_embed]
+        "Look up what is known and embed the rest"
+        rows = np.array([self.rows.get(text, -1) for text in texts])
+        out = self.vectors[rows].astype(np.float32)
+        if len(new := np.flatnonzero(rows < 0)): out[new] = embed([texts[i] for i in new], self.model)
+        return out
+
+# %% ../nbs/01_reference_set.ipynb #c039
 def summarize(
     feature_acts:torch.Tensor, # [n_prompts, pos, d_sae]
     content_mask:torch.Tensor, # bool [n_prompts, pos], True where a token counts
@@ -200,7 +227,7 @@ def summarize(
         return acts[torch.arange(len(acts), device=acts.device), last]
     raise ValueError(f"Unknown summary {how!r}: choose 'sum_norm' (the paper's), 'mean', 'max', 'count' or 'last'.")
 
-# %% ../nbs/01_reference_set.ipynb #c039
+# %% ../nbs/01_reference_set.ipynb #c043
 class ReferenceSet:
     "Prompts, their embeddings, and how much each SAE feature takes part in each of them"
     def __init__(self,
@@ -231,7 +258,7 @@ class ReferenceSet:
         if self._embedder is None: self._embedder = load_embedder()
         return self._embedder
 
-# %% ../nbs/01_reference_set.ipynb #c040
+# %% ../nbs/01_reference_set.ipynb #c044
 @patch(as_prop=True)
 def max_acts(self:ReferenceSet) -> dict: # hook name -> [d_sae]
     "The largest activation of each feature on any token"
@@ -247,7 +274,7 @@ def sae_fingerprints(self:ReferenceSet) -> dict: # hook name -> 16 hex digits
     "What the SAEs were, see `fingerprint`"
     return {h: i["fingerprint"] for h, i in self.sae_info.items() if "fingerprint" in i}
 
-# %% ../nbs/01_reference_set.ipynb #c042
+# %% ../nbs/01_reference_set.ipynb #c046
 def token_acts(
     feature_acts:torch.Tensor, # [n_tokens, d_sae], mostly zeros
 ) -> sp.csr_array: # [n_tokens, d_sae]
@@ -268,7 +295,7 @@ def sparse_piece(
     acts.sort_indices()
     return acts
 
-# %% ../nbs/01_reference_set.ipynb #c044
+# %% ../nbs/01_reference_set.ipynb #c048
 PIECE = 2**22  # numbers that the encoder gives at a time
 
 def sparse_acts(
@@ -279,7 +306,7 @@ def sparse_acts(
     pieces = x.split(max(1, len(x) if x.is_cuda else PIECE // sae.cfg.d_sae))
     return sp.vstack([sparse_piece(sae, piece) for piece in pieces], format="csr")
 
-# %% ../nbs/01_reference_set.ipynb #c047
+# %% ../nbs/01_reference_set.ipynb #c051
 def check_finite(
     x:torch.Tensor, # activations of content tokens
     hook_name:str, # where they come from
@@ -288,7 +315,7 @@ def check_finite(
     if not torch.isfinite(x).all():
         raise ValueError(f"Activations at {hook_name} are NaN or infinite: load the model in float32 or bfloat16, not float16.")
 
-# %% ../nbs/01_reference_set.ipynb #c049
+# %% ../nbs/01_reference_set.ipynb #c053
 def sum_normalized(
     acts:sp.csr_array, # [n_tokens, d_sae]
     prompt_of:np.ndarray, # [n_tokens], which prompt each token belongs to
@@ -299,7 +326,7 @@ def sum_normalized(
     sums = belongs @ acts
     return sp.diags_array((1 / sums.sum(axis=1).clip(1e-12)).astype(np.float32)) @ sums
 
-# %% ../nbs/01_reference_set.ipynb #c050
+# %% ../nbs/01_reference_set.ipynb #c054
 def batch_summaries(
     model:SAEModel, # model and SAEs
     prompts:list[str], # one batch
@@ -320,7 +347,7 @@ def batch_summaries(
         out[hook_name] = (rows, acts.max(axis=0).toarray() if len(prompt_of) else np.zeros(acts.shape[1]), acts.sum(axis=0), np.bincount(acts.indices, minlength=acts.shape[1]))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c053
+# %% ../nbs/01_reference_set.ipynb #c057
 def batch_budget(
     model:SAEModel, # model and SAEs
 ) -> int: # tokens in a batch, padding included
@@ -329,7 +356,7 @@ def batch_budget(
     free, _ = torch.cuda.mem_get_info(model.device)
     return int(np.clip(free / (64 * max(s.cfg.d_sae for s in model.saes.values())), 1_000, 50_000))
 
-# %% ../nbs/01_reference_set.ipynb #c056
+# %% ../nbs/01_reference_set.ipynb #c060
 def _sparse_column(m): # CSR [n, d_sae] -> Arrow list<struct<i, v>>-like pair of list columns
     offsets = pa.array(m.indptr.astype(np.int32))
     return [pa.ListArray.from_arrays(offsets, pa.array(m.indices.astype(np.int32))),
@@ -353,7 +380,7 @@ def write_shard(
         part.replace(path)
     finally: part.unlink(missing_ok=True)                                 # after a failure, such as a full disk
 
-# %% ../nbs/01_reference_set.ipynb #c057
+# %% ../nbs/01_reference_set.ipynb #c061
 def checksum(
     path:Path, # a file of any size
 ) -> str: # 64 hex digits
@@ -370,7 +397,7 @@ def is_whole(
     check = path.with_suffix(".sha256")
     return path.exists() and check.exists() and checksum(path) == check.read_text()
 
-# %% ../nbs/01_reference_set.ipynb #c059
+# %% ../nbs/01_reference_set.ipynb #c063
 def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
     "The embeddings in a table of a shard's rows"
     column = table["embedding"].combine_chunks()
@@ -394,7 +421,7 @@ def shard_rows(path:Path, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae
     "The prompt-level activations in a shard, at one hook point"
     return table_rows(pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae)
 
-# %% ../nbs/01_reference_set.ipynb #c062
+# %% ../nbs/01_reference_set.ipynb #c066
 def fingerprint(
     *parts, # modules (by their weights), and anything that JSON can hold
 ) -> str: # 16 hex digits
@@ -408,12 +435,12 @@ def fingerprint(
         else: h.update(json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_reference_set.ipynb #c064
+# %% ../nbs/01_reference_set.ipynb #c068
 def cache_folder() -> Path:
     "Where reference sets are kept: $SAEALIGN_CACHE, or the user's cache folder"
     return Path(os.environ.get("SAEALIGN_CACHE") or user_cache_dir("saealign"))
 
-# %% ../nbs/01_reference_set.ipynb #c065
+# %% ../nbs/01_reference_set.ipynb #c069
 def build_shard(
     model:SAEModel, # model and SAEs
     prompts:list[str], # the shard's prompts
@@ -433,7 +460,7 @@ def build_shard(
         sites[h] = (rows, np.max(biggest, 0), np.sum(total, 0), np.sum(count, 0))
     return embed(prompts, embedder), sites
 
-# %% ../nbs/01_reference_set.ipynb #c067
+# %% ../nbs/01_reference_set.ipynb #c071
 CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
 
 def write_tensors(
@@ -459,7 +486,7 @@ def write_tensors(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_reference_set.ipynb #c068
+# %% ../nbs/01_reference_set.ipynb #c072
 def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -470,7 +497,7 @@ def map_tensors(
     return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
             for n, t in header.items() if n != "__metadata__"}
 
-# %% ../nbs/01_reference_set.ipynb #c072
+# %% ../nbs/01_reference_set.ipynb #c076
 TOP = 10  # prompts remembered for each feature
 
 def keep_top(
@@ -492,7 +519,7 @@ def keep_top(
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
-# %% ../nbs/01_reference_set.ipynb #c075
+# %% ../nbs/01_reference_set.ipynb #c079
 def fold_stats(
     shards:list[Path], # files that `write_shard` made, in order
     hook_name:str, # which SAE
@@ -511,7 +538,7 @@ def fold_stats(
     return dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
                 mean=(total / count.clip(1)).astype(np.float32)), np.concatenate(ends)
 
-# %% ../nbs/01_reference_set.ipynb #c076
+# %% ../nbs/01_reference_set.ipynb #c080
 def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
     "Arrays that are in memory, as `write_tensors` wants them"
     return {k: (v.dtype.name, v.shape, [v]) for k, v in arrays.items()}
@@ -527,7 +554,7 @@ def site_tensors(
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **in_one_piece(stats)}
 
-# %% ../nbs/01_reference_set.ipynb #c077
+# %% ../nbs/01_reference_set.ipynb #c081
 def join_shards(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -539,7 +566,7 @@ def join_shards(
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
 
-# %% ../nbs/01_reference_set.ipynb #c079
+# %% ../nbs/01_reference_set.ipynb #c083
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
 def pool_print(texts) -> str: # 64 hex digits
@@ -559,7 +586,7 @@ def origins(
     name = DEFAULT_EMBEDDER if embedder is None else fingerprint(embedder) if weights else repr(embedder)
     return dict(model=model.name, lm=fingerprint(model.lm), pool=pool_print(texts), embedder=name, how=how)
 
-# %% ../nbs/01_reference_set.ipynb #c081
+# %% ../nbs/01_reference_set.ipynb #c085
 CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 @contextmanager
@@ -578,7 +605,7 @@ def filling(
         raise OSError(e.errno, f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or give another "
                                "folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished there are kept.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c083
+# %% ../nbs/01_reference_set.ipynb #c087
 JOINED, STATS = "reference.safetensors", "stats.safetensors"  # made of all shards: everything, or statistics alone
 SHARD = 512  # prompts in one file
 
@@ -592,7 +619,7 @@ def settings_print(
     saes, which = {h: fingerprint(s) for h, s in model.saes.items()}, (origin[k] for k in ("pool", "how", "embedder"))
     return fingerprint(model.lm, saes, *which, model.prepend_bos, bf16, shard_size)
 
-# %% ../nbs/01_reference_set.ipynb #c085
+# %% ../nbs/01_reference_set.ipynb #c089
 def import_ray():
     "Ray with its data library, which an extra brings"
     try: import ray, ray.data
@@ -609,7 +636,7 @@ def check_engine(
     if engine == "local" and pool: raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
     if engine == "ray": import_ray()
 
-# %% ../nbs/01_reference_set.ipynb #c086
+# %% ../nbs/01_reference_set.ipynb #c090
 @patch(cls_method=True)
 def build(cls:ReferenceSet,
     model:SAEModel, # model and SAEs; all hook points are served by one pass
@@ -638,7 +665,7 @@ def build(cls:ReferenceSet,
             for stale in folder.glob("*.part"): stale.unlink()
             settings = dict(how=how, budget=budget, bf16=bf16)
             if engine == "ray": ray_shards(table.prompt, paths, shard_size, model, embedder, settings, **pool)
-            else: make_shards(table.prompt, paths, shard_size, model, embedder := embedder or load_embedder(), settings)
+            else: make_shards(table.prompt, paths, shard_size, model, embedder or PoolEmbedder(table.prompt), settings)
             (join_shards if join else write_stats)(wanted[0], paths, list(model.saes))
     info = {h: dict(name=s.get_name(), fingerprint=fingerprint(s), neuronpedia_id=s.cfg.metadata.neuronpedia_id)
             for h, s in model.saes.items()}
@@ -647,13 +674,13 @@ def build(cls:ReferenceSet,
     ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c088
+# %% ../nbs/01_reference_set.ipynb #c092
 @patch(as_prop=True)
 def model(self:ReferenceSet) -> SAEModel|None:
     "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
     return self._model and self._model()
 
-# %% ../nbs/01_reference_set.ipynb #c089
+# %% ../nbs/01_reference_set.ipynb #c093
 def shard_paths(
     folder:Path, # of one reference set
     n:int, # number of prompts
@@ -677,7 +704,7 @@ def make_shards(
             if not is_whole(path): write_shard(path, *build_shard(model, some, embedder, **settings))
             bar.update(len(some))
 
-# %% ../nbs/01_reference_set.ipynb #c091
+# %% ../nbs/01_reference_set.ipynb #c095
 def by_site(
     tensors:dict, # "hook name/part" -> array; names without a hook name are left out
 ) -> dict: # hook name -> {part: array}
@@ -704,7 +731,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c099
+# %% ../nbs/01_reference_set.ipynb #c103
 BLOCK = 8192  # prompts
 
 def some_rows(
@@ -726,7 +753,7 @@ def blocks(self:ReferenceSet,
         rows = {h: some_rows(A, start, start + size) for h, A in self.summaries.items()}
         yield self.embeddings[start:start + size], rows
 
-# %% ../nbs/01_reference_set.ipynb #c102
+# %% ../nbs/01_reference_set.ipynb #c106
 def write_stats(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -739,7 +766,7 @@ def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
     return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
 
-# %% ../nbs/01_reference_set.ipynb #c103
+# %% ../nbs/01_reference_set.ipynb #c107
 class ShardedReferenceSet(ReferenceSet):
     "A reference set that stays in its shards, which are read one after another"
     def __init__(self,
@@ -762,7 +789,7 @@ class ShardedReferenceSet(ReferenceSet):
         sites = ", ".join(f"{h}: {len(self.stats[h]['max']):,} features, {a:.0f} active per prompt" for h, a in active.items())
         return f"{type(self).__name__} of {len(self):,} prompts in {len(self.shards):,} shards ({sites})"
 
-# %% ../nbs/01_reference_set.ipynb #c104
+# %% ../nbs/01_reference_set.ipynb #c108
 def read_shard(
     path:Path, # a file that `write_shard` made
     widths:dict, # hook name -> d_sae
@@ -783,7 +810,7 @@ def blocks(self:ShardedReferenceSet): # yields (embeddings [n, d_embed], {hook n
             coming.extend(read(1))
             yield ready.result()
 
-# %% ../nbs/01_reference_set.ipynb #c110
+# %% ../nbs/01_reference_set.ipynb #c114
 def write_texts(
     path:Path, # the Parquet file to make
     texts:pd.Series, # all prompts
@@ -804,7 +831,7 @@ class ShardActor:
     ):
         torch.set_num_threads(threads)
         self.model, embedder = load()
-        self.embedder, self.texts, self.paths, self.settings = embedder or load_embedder(), texts, paths, settings
+        self.embedder, self.texts, self.paths, self.settings = embedder or PoolEmbedder(), texts, paths, settings
 
     def __call__(self, batch:dict) -> dict: # {"shard": numbers of shards}, and the same again
         for k in batch["shard"].tolist():
@@ -812,7 +839,7 @@ class ShardActor:
             write_shard(self.paths[k], *build_shard(self.model, some, self.embedder, **self.settings))
         return batch
 
-# %% ../nbs/01_reference_set.ipynb #c114
+# %% ../nbs/01_reference_set.ipynb #c118
 @contextmanager
 def ray_cluster(): # the module ray
     "The cluster that we are connected to already; else one of our own, for the time of the `with` block"
@@ -822,7 +849,7 @@ def ray_cluster(): # the module ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/01_reference_set.ipynb #c115
+# %% ../nbs/01_reference_set.ipynb #c119
 def ray_shards(
     texts:pd.Series, # all prompts
     paths:list[Path], # files for the shards, in a folder that all machines see
@@ -851,7 +878,7 @@ def ray_shards(
         raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
                                 "Ray cluster see; give one as cache=.")
 
-# %% ../nbs/01_reference_set.ipynb #c122
+# %% ../nbs/01_reference_set.ipynb #c126
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -867,7 +894,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c125
+# %% ../nbs/01_reference_set.ipynb #c129
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -885,7 +912,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c132
+# %% ../nbs/01_reference_set.ipynb #c136
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -900,7 +927,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c135
+# %% ../nbs/01_reference_set.ipynb #c139
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -913,7 +940,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c140
+# %% ../nbs/01_reference_set.ipynb #c144
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -939,7 +966,7 @@ def new_folder(
         finally:
             if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
 
-# %% ../nbs/01_reference_set.ipynb #c143
+# %% ../nbs/01_reference_set.ipynb #c147
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -969,7 +996,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c145
+# %% ../nbs/01_reference_set.ipynb #c149
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -984,7 +1011,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c148
+# %% ../nbs/01_reference_set.ipynb #c152
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -1000,7 +1027,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c149
+# %% ../nbs/01_reference_set.ipynb #c153
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -1013,7 +1040,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c152
+# %% ../nbs/01_reference_set.ipynb #c156
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -1038,7 +1065,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c154
+# %% ../nbs/01_reference_set.ipynb #c158
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -1067,7 +1094,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c158
+# %% ../nbs/01_reference_set.ipynb #c162
 REFERENCE = JOINED, "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -1087,7 +1114,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c159
+# %% ../nbs/01_reference_set.ipynb #c163
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -1105,7 +1132,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c162
+# %% ../nbs/01_reference_set.ipynb #c166
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -1132,7 +1159,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c164
+# %% ../nbs/01_reference_set.ipynb #c168
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -1153,7 +1180,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c166
+# %% ../nbs/01_reference_set.ipynb #c170
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -1164,7 +1191,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c169
+# %% ../nbs/01_reference_set.ipynb #c173
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -1182,7 +1209,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c170
+# %% ../nbs/01_reference_set.ipynb #c174
 def saved_prompts(
     path:Path, # a Parquet file from elsewhere
 ) -> pd.DataFrame: # with a column "prompt"
@@ -1191,7 +1218,7 @@ def saved_prompts(
     except (ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as e:
         raise ValueError(f"{path} does not hold prompts that can be read ({type(e).__name__}: {e}): get it again.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c171
+# %% ../nbs/01_reference_set.ipynb #c175
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -1215,7 +1242,7 @@ def from_pretrained(cls:ReferenceSet,
     if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c179
+# %% ../nbs/01_reference_set.ipynb #c183
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DRAWING', 'Edit', 'Reconstruct', 'site_scores', 'check_topic', 'Swap', 'choose', 'highest', 'TopKEdit',
            'topic_pattern', 'TopUp', 'Clamp', 'Weight', 'VectorEdit', 'AddVector', 'contamination', 'recon_error_diff',
-           'Trace', 'steer', 'Generation', 'end_ids', 'seeded', 'sampling', 'replay', 'Comparison', 'rank_correlation']
+           'Edits', 'Each', 'Trace', 'steer', 'Generation', 'end_ids', 'seeded', 'sampling', 'replay', 'Comparison',
+           'rank_correlation']
 
 # %% ../nbs/03_swap_clamp.ipynb #c005
 import copy, warnings
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from html import escape
+from itertools import groupby
 from threading import Event, RLock, Thread
 
 import numpy as np, pandas as pd, scipy.sparse as sp, torch
@@ -449,7 +451,57 @@ def prepared(self:Swap):
     ready.row_scores = lru_cache(8)(self.row_scores)
     return ready
 
-# %% ../nbs/03_swap_clamp.ipynb #c072
+# %% ../nbs/03_swap_clamp.ipynb #c073
+class Edits(Edit):
+    "Edits of some rows each, one below the other"
+    def __init__(self,
+        parts:list[Edit], # top to bottom
+    ): self.parts, self.x = parts, torch.cat([p.x for p in parts])
+
+    def n_changed(self): return torch.cat([p.n_changed() for p in self.parts])
+    def off_topic(self, scores): return torch.cat([p.off_topic(scores) for p in self.parts])
+
+Edits.before = property(lambda self: torch.cat([p.before for p in self.parts]))
+Edits.after = property(lambda self: torch.cat([p.after for p in self.parts]))
+
+# %% ../nbs/03_swap_clamp.ipynb #c074
+class Each(Reconstruct):
+    "An intervention of its own for each prompt of a batch"
+    label = "Each"
+    def __init__(self,
+        given:list, # one for each prompt; None leaves the prompt to the model as it is
+    ):
+        super().__init__()
+        nothing = AddVector({})
+        self.given, self.parts = list(given), [nothing if i is None else i for i in given]
+        if odd := [i for i in self.parts if not isinstance(i, Reconstruct) or len(getattr(i, "topics", [0])) > 1]:
+            raise TypeError(f"{odd[0]!r} cannot be the intervention of one prompt: give one like Swap(topic), with one topic, or None.")
+        self.topic = next((i.topic for i in self.parts if i.topic is not None), None)
+
+    def check(self, sae:SAE) -> None:
+        "Raise a `ValueError` if one of them does not belong to `sae`"
+        for i in {id(i): i for i in self.parts}.values(): i.check(sae)
+
+@patch
+def prepared(self:Each):
+    "A copy of prepared ones"
+    ready, each = copy.copy(self), {id(i): i.prepared() for i in self.parts}
+    ready.parts = [each[id(i)] for i in self.parts]
+    return ready
+
+@patch
+def run(self:Each, sae, x, token_mask=None):
+    "Hand to each the rows that are its own; a prompt may have several, as beams"
+    n, more = divmod(len(x), len(self.parts))
+    if more or not n: raise ValueError(f"{len(self.parts)} interventions for {len(x)} rows: give one for each prompt.")
+    edits, start = [], 0
+    for _, same in groupby(self.parts, id):
+        i, *others = same
+        rows = slice(start, start := start + n * (1 + len(others)))
+        edits.append(i.run(sae, x[rows], None if token_mask is None else token_mask[rows]))
+    return Edits(edits)
+
+# %% ../nbs/03_swap_clamp.ipynb #c076
 class Trace:
     "Contamination and number of changed features at every position, as they come"
     def __init__(self,
@@ -474,7 +526,7 @@ class Trace:
         n = [torch.cat([n for _, n in chunks], 1) for chunks in self.sites.values()]
         return torch.stack(c).mean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
-# %% ../nbs/03_swap_clamp.ipynb #c073
+# %% ../nbs/03_swap_clamp.ipynb #c077
 @contextmanager
 def steer(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
@@ -499,7 +551,7 @@ def steer(
         return fn
     with hooked(lm, {s.cfg.metadata.hook_name: act(s) for s in saes}, special_ids(lm, tokenizer)): yield trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c080
+# %% ../nbs/03_swap_clamp.ipynb #c084
 @dataclass(repr=False)
 class Generation:
     "A prompt, its continuation, and what happened at each token"
@@ -527,7 +579,7 @@ class Generation:
         text = f'<p style="white-space:pre-wrap"><i>{escape(self.prompt)}</i>{shaded.lines()[0]}</p>'
         return f'<div style="margin-bottom:1.5em"><p>{head}</p>{text}{shaded.legend() if measured else ""}</div>'
 
-# %% ../nbs/03_swap_clamp.ipynb #c081
+# %% ../nbs/03_swap_clamp.ipynb #c085
 def end_ids(model:SAEModel) -> list[int]: # may be empty
     "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
     config = getattr(model.lm, "generation_config", None)
@@ -542,12 +594,13 @@ def _as_generation(model, prompt, ids, ends, contaminated, changed, label):
                       pad(contaminated), pad(changed), label)
 
 def _per_row(intervention, prompts):
-    "Whether each prompt has a topic of its own; a `ValueError` if their numbers differ"
-    n = len(getattr(intervention, "topics", [0]))
-    if n > 1 and n != len(prompts): raise ValueError(f"{n} topics for {len(prompts)} prompts: give one for each.")
-    return n > 1
+    "Whether all prompts must go in one batch, since each has a topic of its own; a `ValueError` if numbers differ"
+    each = isinstance(intervention, Each)
+    n, what = (len(intervention.given), "interventions") if each else (len(getattr(intervention, "topics", [0])), "topics")
+    if n != len(prompts) and (each or n > 1): raise ValueError(f"{n} {what} for {len(prompts)} prompts: give one for each.")
+    return n > 1 and not each
 
-# %% ../nbs/03_swap_clamp.ipynb #c083
+# %% ../nbs/03_swap_clamp.ipynb #c087
 DRAWING = RLock()  # held while a thread draws
 
 @contextmanager
@@ -571,7 +624,7 @@ def sampling(
     draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
     return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
 
-# %% ../nbs/03_swap_clamp.ipynb #c085
+# %% ../nbs/03_swap_clamp.ipynb #c089
 @torch.no_grad()
 def replay(
     model:SAEModel, # model and SAEs
@@ -586,7 +639,7 @@ def replay(
         model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c086
+# %% ../nbs/03_swap_clamp.ipynb #c090
 def _continue(model, prompts, intervention, topic, options):
     "One batch of `generate`"
     tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
@@ -595,16 +648,17 @@ def _continue(model, prompts, intervention, topic, options):
     if options.get("num_beams", 1) > 1:
         seen = tokens["attention_mask"].repeat_interleave(n, 0)
         trace = replay(model, intervention, ids, torch.cat([seen, seen.new_ones(len(ids), ids.shape[1] - start)], 1), topic)
-    label = getattr(intervention, "label", "Original")
+    given = intervention.given if isinstance(intervention, Each) else [intervention] * len(prompts)
+    labels = [getattr(i, "label", "Original") for i in given]
     for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
-        yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, label)
+        yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, labels[i // n])
 
-# %% ../nbs/03_swap_clamp.ipynb #c087
+# %% ../nbs/03_swap_clamp.ipynb #c091
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
     prompts:str|list[str], # one text or several
-    intervention:Reconstruct|None=None, # e.g. Swap(topic); None: the model as it is
+    intervention:Reconstruct|list|None=None, # e.g. Swap(topic), or a list of one for each prompt; None: the model as it is
     max_new_tokens:int=64, # how long the continuations are
     top_k:int=5, # sample among this many; 1 is greedy
     seed:int=0, # of the sampling; the global random state is left alone
@@ -614,17 +668,21 @@ def generate(self:SAEModel,
     **kwargs, # anything else for `lm.generate`, such as num_beams or num_return_sequences
 ) -> list[Generation]: # num_return_sequences of them for each prompt, in order
     "Continue prompts, steered or not"
+    intervention = Each(intervention) if isinstance(intervention, (list, tuple)) else intervention
     if stream: return self.stream(prompts, intervention, max_new_tokens, top_k, seed, **kwargs)
     prompts, out = [prompts] if isinstance(prompts, str) else list(prompts), []
     batch_size = len(prompts) if _per_row(intervention, prompts) else batch_size
     if batch_size < 1 and prompts: raise ValueError(f"batch_size={batch_size}: give the number of prompts at a time, at least 1.")
     self.to_tokens(prompts, reserve=max_new_tokens)                    # what is wrong with them shows now
     topic, options = topic or getattr(intervention, "topic", None), sampling(self, max_new_tokens, top_k, **kwargs)
+    for sae in self.saes.values() if isinstance(intervention, Each) else (): intervention.check(sae)       # all, not those of the first batch
     with seeded(self, seed):
-        for b in range(0, len(prompts), batch_size): out += _continue(self, prompts[b:b + batch_size], intervention, topic, options)
+        for b in range(0, len(prompts), batch_size):
+            now = Each(intervention.given[b:b + batch_size]) if isinstance(intervention, Each) else intervention
+            out += _continue(self, prompts[b:b + batch_size], now, topic, options)
     return out
 
-# %% ../nbs/03_swap_clamp.ipynb #c102
+# %% ../nbs/03_swap_clamp.ipynb #c106
 def _pieces(model, tokens, intervention, seed, options):
     "Pieces of text from a thread that generates, until it ends or nobody listens any more"
     streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
@@ -643,7 +701,7 @@ def _pieces(model, tokens, intervention, seed, options):
         thread.join()
     if errors: raise errors[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c103
+# %% ../nbs/03_swap_clamp.ipynb #c107
 @patch
 def stream(self:SAEModel,
     prompt:str, # one text
@@ -659,7 +717,7 @@ def stream(self:SAEModel,
     for sae in self.saes.values(): intervention is None or intervention.check(sae)
     return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
 
-# %% ../nbs/03_swap_clamp.ipynb #c106
+# %% ../nbs/03_swap_clamp.ipynb #c110
 class Comparison(pd.DataFrame):
     "Continuations side by side; what is computed from it is an ordinary DataFrame again"
     def __init__(self,
@@ -674,7 +732,7 @@ class Comparison(pd.DataFrame):
         rows = ([f"<i>{escape(str(prompt))}</i>", *map(escape, map(str, texts))] for prompt, *texts in self.itertuples())
         return html_table(rows, [self.index.name or "", *map(str, self.columns)], even=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c107
+# %% ../nbs/03_swap_clamp.ipynb #c111
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -689,7 +747,7 @@ def compare(self:SAEModel,
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return Comparison(columns, index=pd.Index(prompts, name="prompt"))
 
-# %% ../nbs/03_swap_clamp.ipynb #c111
+# %% ../nbs/03_swap_clamp.ipynb #c115
 @patch
 def reach(self:TopicScores,
     n:int=100, # how many of the nearest prompts
@@ -703,7 +761,7 @@ def reach(self:TopicScores,
     others = np.sqrt((2 - 2 * cosine.max(1)).clip(0))
     return float(np.mean(others) - np.sort(prompt_distances(self.ref.embeddings, self.embeddings))[:n].mean())
 
-# %% ../nbs/03_swap_clamp.ipynb #c113
+# %% ../nbs/03_swap_clamp.ipynb #c117
 @patch
 def align(self:SAEModel,
     prompts:str|list[str], # to continue
@@ -718,7 +776,7 @@ def align(self:SAEModel,
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
     return self.generate(prompts, TopUp(topic), **kwargs)
 
-# %% ../nbs/03_swap_clamp.ipynb #c116
+# %% ../nbs/03_swap_clamp.ipynb #c120
 @patch
 @torch.no_grad()
 def token_effects(self:SAEModel,
@@ -740,7 +798,7 @@ def token_effects(self:SAEModel,
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c122
+# %% ../nbs/03_swap_clamp.ipynb #c126
 def rank_correlation(
     a, # [n] numbers
     b, # [n] numbers
