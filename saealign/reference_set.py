@@ -23,7 +23,6 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html import escape
-from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -42,7 +41,7 @@ from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
 from . import __version__
-from .sae_mechanics import ASSETS, SAEModel, context_size, encode, pre_activations
+from .sae_mechanics import ASSETS, SAEModel, context_size, d_model, encode, pre_activations
 
 # %% ../nbs/01_reference_set.ipynb #c009
 def bundled_prompts(
@@ -187,18 +186,13 @@ def embed(
 
 # %% ../nbs/01_reference_set.ipynb #c035
 class PoolEmbedder:
-    "The default embedder, which knows the bundled prompts by heart"
+    "The default embedder, and what it makes of the bundled prompts known by heart"
     def __init__(self,
-        texts=(), # what it will be asked for; the model is loaded at once where it does not know all of them
+        model, # as `load_embedder` gives it, for other texts
     ):
+        self.model = model
         self.vectors = load_file(ASSETS / "embeddings.safetensors")["embeddings"]               # float16 [n_bundled, d_embed]
         self.rows = {text: i for i, text in enumerate(bundled_prompts().prompt)}
-        if not self.rows.keys() >= set(texts): self.model
-
-    @cached_property
-    def model(self):
-        "What embeds the texts that are not known"
-        return load_embedder()
 
     def encode(self,
         texts:list[str], # any number
@@ -351,8 +345,8 @@ def batch_summaries(
 def batch_budget(
     model:SAEModel, # model and SAEs
 ) -> int: # tokens in a batch, padding included
-    "What suits the device: on a GPU, as much as its free memory has room for, within reason"
-    if model.device.type != "cuda": return 1_000
+    "What suits the device, within reason: as much as a GPU's free memory has room for, or what a processor need not fetch anew"
+    if model.device.type != "cuda": return int(np.clip(12e6 / (4 * 4 * d_model(model.lm)), 256, 2_000))
     free, _ = torch.cuda.mem_get_info(model.device)
     return int(np.clip(free / (64 * max(s.cfg.d_sae for s in model.saes.values())), 1_000, 50_000))
 
@@ -665,7 +659,9 @@ def build(cls:ReferenceSet,
             for stale in folder.glob("*.part"): stale.unlink()
             settings = dict(how=how, budget=budget, bf16=bf16)
             if engine == "ray": ray_shards(table.prompt, paths, shard_size, model, embedder, settings, **pool)
-            else: make_shards(table.prompt, paths, shard_size, model, embedder or PoolEmbedder(table.prompt), settings)
+            else:
+                given, embedder = embedder, embedder or load_embedder()
+                make_shards(table.prompt, paths, shard_size, model, given or PoolEmbedder(embedder), settings)
             (join_shards if join else write_stats)(wanted[0], paths, list(model.saes))
     info = {h: dict(name=s.get_name(), fingerprint=fingerprint(s), neuronpedia_id=s.cfg.metadata.neuronpedia_id)
             for h, s in model.saes.items()}
@@ -831,7 +827,7 @@ class ShardActor:
     ):
         torch.set_num_threads(threads)
         self.model, embedder = load()
-        self.embedder, self.texts, self.paths, self.settings = embedder or PoolEmbedder(), texts, paths, settings
+        self.embedder, self.texts, self.paths, self.settings = embedder or PoolEmbedder(load_embedder()), texts, paths, settings
 
     def __call__(self, batch:dict) -> dict: # {"shard": numbers of shards}, and the same again
         for k in batch["shard"].tolist():
