@@ -482,6 +482,7 @@ class Each(Reconstruct):
         "Raise a `ValueError` if one of them does not belong to `sae`"
         for i in {id(i): i for i in self.parts}.values(): i.check(sae)
 
+# %% ../nbs/03_swap_clamp.ipynb #c076
 @patch
 def prepared(self:Each):
     "A copy of prepared ones"
@@ -491,7 +492,7 @@ def prepared(self:Each):
 
 @patch
 def run(self:Each, sae, x, token_mask=None):
-    "Hand to each the rows that are its own; a prompt may have several, as beams"
+    "Hand to each the rows that are its own"
     n, more = divmod(len(x), len(self.parts))
     if more or not n: raise ValueError(f"{len(self.parts)} interventions for {len(x)} rows: give one for each prompt.")
     edits, start = [], 0
@@ -501,7 +502,7 @@ def run(self:Each, sae, x, token_mask=None):
         edits.append(i.run(sae, x[rows], None if token_mask is None else token_mask[rows]))
     return Edits(edits)
 
-# %% ../nbs/03_swap_clamp.ipynb #c076
+# %% ../nbs/03_swap_clamp.ipynb #c078
 class Trace:
     "Contamination and number of changed features at every position, as they come"
     def __init__(self,
@@ -526,7 +527,7 @@ class Trace:
         n = [torch.cat([n for _, n in chunks], 1) for chunks in self.sites.values()]
         return torch.stack(c).mean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
-# %% ../nbs/03_swap_clamp.ipynb #c077
+# %% ../nbs/03_swap_clamp.ipynb #c079
 @contextmanager
 def steer(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
@@ -551,7 +552,7 @@ def steer(
         return fn
     with hooked(lm, {s.cfg.metadata.hook_name: act(s) for s in saes}, special_ids(lm, tokenizer)): yield trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c084
+# %% ../nbs/03_swap_clamp.ipynb #c086
 @dataclass(repr=False)
 class Generation:
     "A prompt, its continuation, and what happened at each token"
@@ -579,7 +580,7 @@ class Generation:
         text = f'<p style="white-space:pre-wrap"><i>{escape(self.prompt)}</i>{shaded.lines()[0]}</p>'
         return f'<div style="margin-bottom:1.5em"><p>{head}</p>{text}{shaded.legend() if measured else ""}</div>'
 
-# %% ../nbs/03_swap_clamp.ipynb #c085
+# %% ../nbs/03_swap_clamp.ipynb #c087
 def end_ids(model:SAEModel) -> list[int]: # may be empty
     "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
     config = getattr(model.lm, "generation_config", None)
@@ -600,7 +601,7 @@ def _per_row(intervention, prompts):
     if n != len(prompts) and (each or n > 1): raise ValueError(f"{n} {what} for {len(prompts)} prompts: give one for each.")
     return n > 1 and not each
 
-# %% ../nbs/03_swap_clamp.ipynb #c087
+# %% ../nbs/03_swap_clamp.ipynb #c089
 DRAWING = RLock()  # held while a thread draws
 
 @contextmanager
@@ -624,7 +625,7 @@ def sampling(
     draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
     return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
 
-# %% ../nbs/03_swap_clamp.ipynb #c089
+# %% ../nbs/03_swap_clamp.ipynb #c091
 @torch.no_grad()
 def replay(
     model:SAEModel, # model and SAEs
@@ -639,7 +640,7 @@ def replay(
         model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return trace
 
-# %% ../nbs/03_swap_clamp.ipynb #c090
+# %% ../nbs/03_swap_clamp.ipynb #c092
 def _continue(model, prompts, intervention, topic, options):
     "One batch of `generate`"
     tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
@@ -653,7 +654,7 @@ def _continue(model, prompts, intervention, topic, options):
     for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
         yield _as_generation(model, prompts[i // n], row, options["eos_token_id"] or [], c, changed, labels[i // n])
 
-# %% ../nbs/03_swap_clamp.ipynb #c091
+# %% ../nbs/03_swap_clamp.ipynb #c093
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
@@ -682,7 +683,7 @@ def generate(self:SAEModel,
             out += _continue(self, prompts[b:b + batch_size], now, topic, options)
     return out
 
-# %% ../nbs/03_swap_clamp.ipynb #c106
+# %% ../nbs/03_swap_clamp.ipynb #c108
 def _pieces(model, tokens, intervention, seed, options):
     "Pieces of text from a thread that generates, until it ends or nobody listens any more"
     streamer, stop, errors = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True), Event(), []
@@ -701,7 +702,7 @@ def _pieces(model, tokens, intervention, seed, options):
         thread.join()
     if errors: raise errors[0]
 
-# %% ../nbs/03_swap_clamp.ipynb #c107
+# %% ../nbs/03_swap_clamp.ipynb #c109
 @patch
 def stream(self:SAEModel,
     prompt:str, # one text
@@ -717,7 +718,7 @@ def stream(self:SAEModel,
     for sae in self.saes.values(): intervention is None or intervention.check(sae)
     return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
 
-# %% ../nbs/03_swap_clamp.ipynb #c110
+# %% ../nbs/03_swap_clamp.ipynb #c112
 class Comparison(pd.DataFrame):
     "Continuations side by side; what is computed from it is an ordinary DataFrame again"
     def __init__(self,
@@ -732,7 +733,7 @@ class Comparison(pd.DataFrame):
         rows = ([f"<i>{escape(str(prompt))}</i>", *map(escape, map(str, texts))] for prompt, *texts in self.itertuples())
         return html_table(rows, [self.index.name or "", *map(str, self.columns)], even=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c111
+# %% ../nbs/03_swap_clamp.ipynb #c113
 @patch
 def compare(self:SAEModel,
     prompts:list[str], # to continue
@@ -747,7 +748,7 @@ def compare(self:SAEModel,
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
     return Comparison(columns, index=pd.Index(prompts, name="prompt"))
 
-# %% ../nbs/03_swap_clamp.ipynb #c115
+# %% ../nbs/03_swap_clamp.ipynb #c117
 @patch
 def reach(self:TopicScores,
     n:int=100, # how many of the nearest prompts
@@ -761,7 +762,7 @@ def reach(self:TopicScores,
     others = np.sqrt((2 - 2 * cosine.max(1)).clip(0))
     return float(np.mean(others) - np.sort(prompt_distances(self.ref.embeddings, self.embeddings))[:n].mean())
 
-# %% ../nbs/03_swap_clamp.ipynb #c117
+# %% ../nbs/03_swap_clamp.ipynb #c119
 @patch
 def align(self:SAEModel,
     prompts:str|list[str], # to continue
@@ -776,7 +777,7 @@ def align(self:SAEModel,
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
     return self.generate(prompts, TopUp(topic), **kwargs)
 
-# %% ../nbs/03_swap_clamp.ipynb #c120
+# %% ../nbs/03_swap_clamp.ipynb #c122
 @patch
 @torch.no_grad()
 def token_effects(self:SAEModel,
@@ -798,7 +799,7 @@ def token_effects(self:SAEModel,
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/03_swap_clamp.ipynb #c126
+# %% ../nbs/03_swap_clamp.ipynb #c128
 def rank_correlation(
     a, # [n] numbers
     b, # [n] numbers
