@@ -350,7 +350,7 @@ def batch_budget(
     free, _ = torch.cuda.mem_get_info(model.device)
     return int(np.clip(free / (64 * max(s.cfg.d_sae for s in model.saes.values())), 1_000, 50_000))
 
-# %% ../nbs/01_reference_set.ipynb #c060
+# %% ../nbs/01_reference_set.ipynb #c062
 def _sparse_column(m): # CSR [n, d_sae] -> Arrow list<struct<i, v>>-like pair of list columns
     offsets = pa.array(m.indptr.astype(np.int32))
     return [pa.ListArray.from_arrays(offsets, pa.array(m.indices.astype(np.int32))),
@@ -374,7 +374,7 @@ def write_shard(
         part.replace(path)
     finally: part.unlink(missing_ok=True)                                 # after a failure, such as a full disk
 
-# %% ../nbs/01_reference_set.ipynb #c061
+# %% ../nbs/01_reference_set.ipynb #c063
 def checksum(
     path:Path, # a file of any size
 ) -> str: # 64 hex digits
@@ -391,7 +391,7 @@ def is_whole(
     check = path.with_suffix(".sha256")
     return path.exists() and check.exists() and checksum(path) == check.read_text()
 
-# %% ../nbs/01_reference_set.ipynb #c063
+# %% ../nbs/01_reference_set.ipynb #c065
 def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
     "The embeddings in a table of a shard's rows"
     column = table["embedding"].combine_chunks()
@@ -415,7 +415,7 @@ def shard_rows(path:Path, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae
     "The prompt-level activations in a shard, at one hook point"
     return table_rows(pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae)
 
-# %% ../nbs/01_reference_set.ipynb #c066
+# %% ../nbs/01_reference_set.ipynb #c068
 def fingerprint(
     *parts, # modules (by their weights), and anything that JSON can hold
 ) -> str: # 16 hex digits
@@ -429,12 +429,12 @@ def fingerprint(
         else: h.update(json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_reference_set.ipynb #c068
+# %% ../nbs/01_reference_set.ipynb #c070
 def cache_folder() -> Path:
     "Where reference sets are kept: $SAEALIGN_CACHE, or the user's cache folder"
     return Path(os.environ.get("SAEALIGN_CACHE") or user_cache_dir("saealign"))
 
-# %% ../nbs/01_reference_set.ipynb #c069
+# %% ../nbs/01_reference_set.ipynb #c071
 def build_shard(
     model:SAEModel, # model and SAEs
     prompts:list[str], # the shard's prompts
@@ -454,7 +454,7 @@ def build_shard(
         sites[h] = (rows, np.max(biggest, 0), np.sum(total, 0), np.sum(count, 0))
     return embed(prompts, embedder), sites
 
-# %% ../nbs/01_reference_set.ipynb #c071
+# %% ../nbs/01_reference_set.ipynb #c073
 CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
 
 def write_tensors(
@@ -480,7 +480,7 @@ def write_tensors(
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/01_reference_set.ipynb #c072
+# %% ../nbs/01_reference_set.ipynb #c074
 def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -491,7 +491,7 @@ def map_tensors(
     return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
             for n, t in header.items() if n != "__metadata__"}
 
-# %% ../nbs/01_reference_set.ipynb #c076
+# %% ../nbs/01_reference_set.ipynb #c078
 TOP = 10  # prompts remembered for each feature
 
 def keep_top(
@@ -513,7 +513,7 @@ def keep_top(
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
-# %% ../nbs/01_reference_set.ipynb #c079
+# %% ../nbs/01_reference_set.ipynb #c081
 def fold_stats(
     shards:list[Path], # files that `write_shard` made, in order
     hook_name:str, # which SAE
@@ -532,7 +532,7 @@ def fold_stats(
     return dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
                 mean=(total / count.clip(1)).astype(np.float32)), np.concatenate(ends)
 
-# %% ../nbs/01_reference_set.ipynb #c080
+# %% ../nbs/01_reference_set.ipynb #c082
 def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
     "Arrays that are in memory, as `write_tensors` wants them"
     return {k: (v.dtype.name, v.shape, [v]) for k, v in arrays.items()}
@@ -548,7 +548,7 @@ def site_tensors(
     return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
             "data": ("float32", nnz, (r.data for r in rows())), **in_one_piece(stats)}
 
-# %% ../nbs/01_reference_set.ipynb #c081
+# %% ../nbs/01_reference_set.ipynb #c083
 def join_shards(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -560,7 +560,7 @@ def join_shards(
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
 
-# %% ../nbs/01_reference_set.ipynb #c083
+# %% ../nbs/01_reference_set.ipynb #c085
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
 def pool_print(texts) -> str: # 64 hex digits
@@ -580,7 +580,7 @@ def origins(
     name = DEFAULT_EMBEDDER if embedder is None else fingerprint(embedder) if weights else repr(embedder)
     return dict(model=model.name, lm=fingerprint(model.lm), pool=pool_print(texts), embedder=name, how=how)
 
-# %% ../nbs/01_reference_set.ipynb #c085
+# %% ../nbs/01_reference_set.ipynb #c087
 CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 @contextmanager
@@ -599,7 +599,7 @@ def filling(
         raise OSError(e.errno, f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or give another "
                                "folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished there are kept.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c087
+# %% ../nbs/01_reference_set.ipynb #c089
 JOINED, STATS = "reference.safetensors", "stats.safetensors"  # made of all shards: everything, or statistics alone
 SHARD = 512  # prompts in one file
 
@@ -613,7 +613,7 @@ def settings_print(
     saes, which = {h: fingerprint(s) for h, s in model.saes.items()}, (origin[k] for k in ("pool", "how", "embedder"))
     return fingerprint(model.lm, saes, *which, model.prepend_bos, bf16, shard_size)
 
-# %% ../nbs/01_reference_set.ipynb #c089
+# %% ../nbs/01_reference_set.ipynb #c091
 def import_ray():
     "Ray with its data library, which an extra brings"
     try: import ray, ray.data
@@ -630,7 +630,7 @@ def check_engine(
     if engine == "local" and pool: raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
     if engine == "ray": import_ray()
 
-# %% ../nbs/01_reference_set.ipynb #c090
+# %% ../nbs/01_reference_set.ipynb #c092
 @patch(cls_method=True)
 def build(cls:ReferenceSet,
     model:SAEModel, # model and SAEs; all hook points are served by one pass
@@ -670,13 +670,13 @@ def build(cls:ReferenceSet,
     ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c092
+# %% ../nbs/01_reference_set.ipynb #c094
 @patch(as_prop=True)
 def model(self:ReferenceSet) -> SAEModel|None:
     "The model that it was built with, or checked against, while somebody still holds it; to show tokens by"
     return self._model and self._model()
 
-# %% ../nbs/01_reference_set.ipynb #c093
+# %% ../nbs/01_reference_set.ipynb #c095
 def shard_paths(
     folder:Path, # of one reference set
     n:int, # number of prompts
@@ -700,7 +700,7 @@ def make_shards(
             if not is_whole(path): write_shard(path, *build_shard(model, some, embedder, **settings))
             bar.update(len(some))
 
-# %% ../nbs/01_reference_set.ipynb #c095
+# %% ../nbs/01_reference_set.ipynb #c097
 def by_site(
     tensors:dict, # "hook name/part" -> array; names without a hook name are left out
 ) -> dict: # hook name -> {part: array}
@@ -727,7 +727,7 @@ def mapped(cls:ReferenceSet,
     stats = {h: {k: np.array(v) for k, v in s.items()} for h, s in sites.items()}     # as large as the SAE, not the pool
     return cls(prompts, tensors["embeddings"], summaries, stats, fingerprint, sae_info, embedder, origin)
 
-# %% ../nbs/01_reference_set.ipynb #c103
+# %% ../nbs/01_reference_set.ipynb #c105
 BLOCK = 8192  # prompts
 
 def some_rows(
@@ -749,7 +749,7 @@ def blocks(self:ReferenceSet,
         rows = {h: some_rows(A, start, start + size) for h, A in self.summaries.items()}
         yield self.embeddings[start:start + size], rows
 
-# %% ../nbs/01_reference_set.ipynb #c106
+# %% ../nbs/01_reference_set.ipynb #c108
 def write_stats(
     path:Path, # the file to make
     shards:list[Path], # files that `write_shard` made, in order
@@ -762,7 +762,7 @@ def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
     return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
 
-# %% ../nbs/01_reference_set.ipynb #c107
+# %% ../nbs/01_reference_set.ipynb #c109
 class ShardedReferenceSet(ReferenceSet):
     "A reference set that stays in its shards, which are read one after another"
     def __init__(self,
@@ -785,7 +785,7 @@ class ShardedReferenceSet(ReferenceSet):
         sites = ", ".join(f"{h}: {len(self.stats[h]['max']):,} features, {a:.0f} active per prompt" for h, a in active.items())
         return f"{type(self).__name__} of {len(self):,} prompts in {len(self.shards):,} shards ({sites})"
 
-# %% ../nbs/01_reference_set.ipynb #c108
+# %% ../nbs/01_reference_set.ipynb #c110
 def read_shard(
     path:Path, # a file that `write_shard` made
     widths:dict, # hook name -> d_sae
@@ -806,7 +806,7 @@ def blocks(self:ShardedReferenceSet): # yields (embeddings [n, d_embed], {hook n
             coming.extend(read(1))
             yield ready.result()
 
-# %% ../nbs/01_reference_set.ipynb #c114
+# %% ../nbs/01_reference_set.ipynb #c116
 def write_texts(
     path:Path, # the Parquet file to make
     texts:pd.Series, # all prompts
@@ -835,7 +835,7 @@ class ShardActor:
             write_shard(self.paths[k], *build_shard(self.model, some, self.embedder, **self.settings))
         return batch
 
-# %% ../nbs/01_reference_set.ipynb #c118
+# %% ../nbs/01_reference_set.ipynb #c120
 @contextmanager
 def ray_cluster(): # the module ray
     "The cluster that we are connected to already; else one of our own, for the time of the `with` block"
@@ -845,7 +845,7 @@ def ray_cluster(): # the module ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/01_reference_set.ipynb #c119
+# %% ../nbs/01_reference_set.ipynb #c121
 def ray_shards(
     texts:pd.Series, # all prompts
     paths:list[Path], # files for the shards, in a folder that all machines see
@@ -874,7 +874,7 @@ def ray_shards(
         raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
                                 "Ray cluster see; give one as cache=.")
 
-# %% ../nbs/01_reference_set.ipynb #c126
+# %% ../nbs/01_reference_set.ipynb #c128
 @patch
 def n_active(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -890,7 +890,7 @@ def coverage(self:ReferenceSet,
     "Share of features that fired on at least `min_prompts` prompts"
     return float((self.n_active(hook_name) >= min_prompts).mean())
 
-# %% ../nbs/01_reference_set.ipynb #c129
+# %% ../nbs/01_reference_set.ipynb #c131
 @patch
 def coverage_curve(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -908,7 +908,7 @@ def coverage_curve(self:ReferenceSet,
             rows.append(dict(n_prompts=n, draw=draw, coverage=float((fires.T @ times >= min_prompts).mean())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/01_reference_set.ipynb #c136
+# %% ../nbs/01_reference_set.ipynb #c138
 @patch
 def top_prompts(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -923,7 +923,7 @@ def top_prompts(self:ReferenceSet,
         share = column[best]
     return self.prompts.iloc[best[share > 0]].assign(share=share[share > 0])
 
-# %% ../nbs/01_reference_set.ipynb #c139
+# %% ../nbs/01_reference_set.ipynb #c141
 @patch
 def likeness(self:ReferenceSet,
     hook_name:str, # which SAE
@@ -936,7 +936,7 @@ def likeness(self:ReferenceSet,
         out[some] = (square - TOP) / (TOP * (TOP - 1))
     return out
 
-# %% ../nbs/01_reference_set.ipynb #c144
+# %% ../nbs/01_reference_set.ipynb #c146
 ABOUT, CARD, FORMAT = "saealign.json", "README.md", 1
 
 @contextmanager
@@ -962,7 +962,7 @@ def new_folder(
         finally:
             if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
 
-# %% ../nbs/01_reference_set.ipynb #c147
+# %% ../nbs/01_reference_set.ipynb #c149
 def write_about(
     folder:Path, # holds `files` already
     kind:str, # "reference set" or "topic scores"
@@ -992,7 +992,7 @@ def read_about(
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
 
-# %% ../nbs/01_reference_set.ipynb #c149
+# %% ../nbs/01_reference_set.ipynb #c151
 def check_files(
     folder:Path, # an artefact's
     about:dict, # see `read_about`
@@ -1007,7 +1007,7 @@ def check_files(
         if checksum(folder / name) != listed[name]:
             raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c152
+# %% ../nbs/01_reference_set.ipynb #c154
 @patch(as_prop=True)
 def made_with(self:ReferenceSet) -> dict: # model, lm, pool, embedder, how, reference, and saes by hook name
     "Names and fingerprints of everything behind the numbers"
@@ -1023,7 +1023,7 @@ def fingerprints(made_with:dict) -> dict: # part -> fingerprint
     saes = {f"SAE at {h}": s.get("fingerprint") for h, s in made_with.get("saes", {}).items()}
     return saes | {part: made_with[key] for part, key in parts.items() if key in made_with}
 
-# %% ../nbs/01_reference_set.ipynb #c153
+# %% ../nbs/01_reference_set.ipynb #c155
 def check_made_with(
     what:str, # what was made, to name it
     then:dict, # what it was made with
@@ -1036,7 +1036,7 @@ def check_made_with(
             raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
                              f"{print_ or 'unknown'}. Load what it was made with, or make it again.")
 
-# %% ../nbs/01_reference_set.ipynb #c156
+# %% ../nbs/01_reference_set.ipynb #c158
 def md_table(
     header:list[str], # names of columns
     rows:list, # of cells
@@ -1061,7 +1061,7 @@ def make_card(
     title = " ".join(escape(title).split())
     return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
 
-# %% ../nbs/01_reference_set.ipynb #c158
+# %% ../nbs/01_reference_set.ipynb #c160
 def made_with_rows(made_with:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(made_with.get(key) or "unknown")
@@ -1090,7 +1090,7 @@ def card(self:ReferenceSet,
     code = f"from saealign import ReferenceSet\n\nref = ReferenceSet.from_pretrained({json.dumps(name)})"
     return make_card(f"Reference set of {made.get('model') or 'a model'}", license, text, code, tables)
 
-# %% ../nbs/01_reference_set.ipynb #c162
+# %% ../nbs/01_reference_set.ipynb #c164
 REFERENCE = JOINED, "prompts.parquet"    # the files of a reference set, besides ABOUT and CARD
 SITE = dict(indptr="i", indices="i", data="f", max="f", mean="f", n_prompts="i", n_tokens="i", top="i", top_share="f")  # kinds of numbers
 
@@ -1110,7 +1110,7 @@ def tensors(self:ReferenceSet) -> dict: # name -> (dtype, shape, pieces), for `w
     dtype = lambda a: "float32" if a.dtype.kind == "f" else a.dtype.name
     return {n: (dtype(a), a.shape, pieces(a)) for n, a in arrays.items()}
 
-# %% ../nbs/01_reference_set.ipynb #c163
+# %% ../nbs/01_reference_set.ipynb #c165
 @patch
 def save_pretrained(self:ReferenceSet,
     folder:str|Path, # where to; what is there already must be an older artefact of the same kind
@@ -1128,7 +1128,7 @@ def save_pretrained(self:ReferenceSet,
         (new / CARD).write_text(card, encoding="utf-8")
     return Path(folder)
 
-# %% ../nbs/01_reference_set.ipynb #c166
+# %% ../nbs/01_reference_set.ipynb #c168
 def open_tensors(
     path:Path, # a safetensors file from elsewhere
 ) -> dict: # name -> read-only array, on disk until it is touched
@@ -1155,7 +1155,7 @@ def check_array(
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
         raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
 
-# %% ../nbs/01_reference_set.ipynb #c168
+# %% ../nbs/01_reference_set.ipynb #c170
 def check_tensors(
     tensors:dict, # name -> array, see `open_tensors`
     n:int, # number of prompts
@@ -1176,7 +1176,7 @@ def check_tensors(
         if ends[0] != 0 or ends[-1] != nnz or (np.diff(ends) < 0).any():
             raise ValueError(f"{h}/indptr should rise from 0 to {nnz}, the number of entries; it does not.")
 
-# %% ../nbs/01_reference_set.ipynb #c170
+# %% ../nbs/01_reference_set.ipynb #c172
 def check_embedder(
     ref:ReferenceSet, # whose embeddings are known
     embedder, # see `embed`
@@ -1187,7 +1187,7 @@ def check_embedder(
         raise ValueError(f"The embeddings were made by {ref.origin.get('embedder', DEFAULT_EMBEDDER)}, not by this embedder: "
                          "give from_pretrained the one that made them, as embedder=.")
 
-# %% ../nbs/01_reference_set.ipynb #c173
+# %% ../nbs/01_reference_set.ipynb #c175
 def artefact_folder(
     name:str|Path, # a folder, or a Hub id
     files:tuple[str, ...], # the files that are wanted, besides `ABOUT` and `CARD`
@@ -1205,7 +1205,7 @@ def artefact_folder(
             "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
             "save_pretrained wrote.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c174
+# %% ../nbs/01_reference_set.ipynb #c176
 def saved_prompts(
     path:Path, # a Parquet file from elsewhere
 ) -> pd.DataFrame: # with a column "prompt"
@@ -1214,7 +1214,7 @@ def saved_prompts(
     except (ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as e:
         raise ValueError(f"{path} does not hold prompts that can be read ({type(e).__name__}: {e}): get it again.") from e
 
-# %% ../nbs/01_reference_set.ipynb #c175
+# %% ../nbs/01_reference_set.ipynb #c177
 @patch(cls_method=True)
 def from_pretrained(cls:ReferenceSet,
     name:str|Path, # a folder that `save_pretrained` wrote, or the Hub id of one
@@ -1238,7 +1238,7 @@ def from_pretrained(cls:ReferenceSet,
     if model is not None: ref._model = weakref.ref(model)
     return ref
 
-# %% ../nbs/01_reference_set.ipynb #c183
+# %% ../nbs/01_reference_set.ipynb #c185
 def push_folder(
     save, # function that fills the folder it is given, and returns it
     repo_id:str, # "user/name"
