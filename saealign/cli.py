@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'app', 'reference_app', 'TOPIC_HELP', 'POOL_HELP', 'Model', 'Topic', 'Pool', 'Json', 'Scores',
-           'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'ALIGN_EXAMPLES', 'reported', 'emit', 'records', 'wrap',
-           'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'uncollected', 'load', 'sae_config', 'at_hand',
-           'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table', 'all_scores',
-           'top_text', 'score', 'intervention', 'as_record', 'as_text', 'align', 'demo', 'main']
+           'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'ALIGN_EXAMPLES', 'DemoPool', 'reported', 'emit', 'records',
+           'wrap', 'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'uncollected', 'load', 'sae_config',
+           'at_hand', 'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table',
+           'all_scores', 'top_text', 'score', 'intervention', 'as_record', 'as_text', 'align', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #c005
 import gc, json, os, platform, sys
@@ -155,6 +155,8 @@ def at_hand(
 ) -> bool:
     "Whether a model can be loaded without a network"
     from huggingface_hub import try_to_load_from_cache
+    from saealign.smollm2 import SMOLLM2, smollm2_at_hand
+    if repo == SMOLLM2: return smollm2_at_hand()
     return Path(repo).is_dir() or isinstance(try_to_load_from_cache(repo, "config.json"), str)
 
 # %% ../nbs/06_cli.ipynb #c037
@@ -311,10 +313,11 @@ Method = Literal["topup", "swap", "clamp", "reconstruct", "original"]
 def intervention(
     method:Method, # its name on the command line
     topic, # TopicScores
+    shares:dict|None=None, # of the topic's own texts, see `SAEModel.shares`
 ): # an intervention, or None for the model as it is
     "What a method's name stands for"
     from saealign.swap_clamp import Clamp, Reconstruct, Swap, TopUp
-    if method == "topup": return TopUp(topic)
+    if method == "topup": return TopUp(topic, shares=shares)
     if method == "swap": return Swap(topic, keep_error=True)
     if method == "clamp": return Clamp(topic)
     return Reconstruct() if method == "reconstruct" else None
@@ -362,27 +365,31 @@ def align(
         (name, texts), starts = read_topic(topic), wanted_prompts(prompt, prompts)
         lm, ref = load(model, reference)
         scored = ref.score(texts, name=name, method=scores)
-        out = lm.generate(starts, intervention(method, scored), max_new_tokens, seed=seed, topic=scored)
+        way = intervention(method, scored, lm.shares(texts) if method == "topup" else None)
+        out = lm.generate(starts, way, max_new_tokens, seed=seed, topic=scored)
     result = dict(model=model, topic=name, method=method, scores=scores, seed=seed, reference=ref.fingerprint)
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)
 
 # %% ../nbs/06_cli.ipynb #c076
+DemoPool = Annotated[Path|None, typer.Option(
+    "--reference", metavar="FILE", help="Reference prompts. Default: 4,096 of the bundled ones.")]
+
 @app.command(epilog="Example:\n\n\b\n  saealign demo --topic cooking --model tiny")
 def demo(
     topic:Annotated[str, typer.Option(metavar="NAME", help="A bundled topic.")]="medical",
-    model:Model="tiny-l3",
-    shown:Annotated[int, typer.Option(min=1, max=12, metavar="N", help="How many of the twelve prompts to print.")]=3,
-    reference:Pool=None,
+    model:Model="smollm2",
+    shown:Annotated[int, typer.Option(min=1, max=6, metavar="N", help="How many of the six prompts to print.")]=3,
+    reference:DemoPool=None,
 ):
-    "Steer the bundled model, and show what comes of it"
+    "Steer a small chat model, and show what comes of it"
     stdout = sys.stdout
     with reported(), redirect_stdout(stdout):
         with uncollected():
             from saealign.eval import demo as show
             from transformers.utils import logging
         logging.disable_progress_bar()
-        show(model, topic, shown, pool=read_pool(reference))
+        show(model, topic, shown, pool=None if reference is None else read_pool(reference))
 
 # %% ../nbs/06_cli.ipynb #c082
 def main():

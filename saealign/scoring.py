@@ -23,21 +23,26 @@ from scipy.integrate import trapezoid
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from .reference_set import ABOUT, BLOCK, CARD, ReferenceSet, ShardedReferenceSet, artefact_folder, check_array, check_files
-from .reference_set import check_made_with, embed, made_with_rows, make_card, md_table, model_made_with, new_folder, open_tensors
-from .reference_set import push_folder, read_about, read_lines, sae_cells, some_rows, write_about, write_tensors
+from .pools import read_lines
+from .reference_set import ABOUT, BLOCK, CARD, ReferenceSet, ShardedReferenceSet
+from .reference_set import artefact_folder, check_array, check_files, check_made_with, embed
+from .reference_set import made_with_rows, make_card, md_table, model_made_with, new_folder
+from .reference_set import open_tensors, push_folder, read_about, sae_cells, some_rows
+from .reference_set import write_about, write_tensors
 from .sae_mechanics import ASSETS, SAEModel, encode
 
 # %% ../nbs/02_scoring.ipynb #c009
 def bundled_topic(
-    name:str, # one of twenty: "medical", "amazon", "sycophancy", "shoes", "law", "cooking" … (a wrong name lists them all)
-    split:str="align", # "align": the twenty texts that define it; "heldout": texts to check with
+    name:str, # one of twenty: "medical", "law", "shoes", "reviews" … (a wrong name lists them all)
+    split:str="align", # the twenty texts that define it; "heldout": to check; "generated": sampled
 ) -> list[str]:
     "The texts of a topic that comes with the package"
     table = pd.read_parquet(ASSETS / "topics.parquet")
     if name not in set(table.topic):
-        raise ValueError(f"Unknown topic {name!r}. The package carries {', '.join(table.topic.unique())}.")
-    if split not in ("align", "heldout"): raise ValueError(f"Unknown split {split!r}: choose 'align' or 'heldout'.")
+        known = ", ".join(table.topic.unique())
+        raise ValueError(f"Unknown topic {name!r}. The package carries {known}: choose one, or give texts.")
+    if split not in ("align", "heldout", "generated"):
+        raise ValueError(f"Unknown split {split!r}: choose 'align', 'heldout' or 'generated'.")
     return table.query("topic == @name and split == @split").text.tolist()
 
 # %% ../nbs/02_scoring.ipynb #c012

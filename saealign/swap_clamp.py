@@ -23,10 +23,12 @@ from sae_lens import SAE
 from torch import nn
 from transformers import TextIteratorStreamer
 
-from .reference_set import ReferenceSet, check_finite, fingerprint
-from .scoring import ShadedTokens, TopicScores, html_table, prompt_distances
-from .sae_mechanics import SAEModel, activate, check_architecture, check_fit, decode, decode_change, encode, generate_ids, hooked
-from .sae_mechanics import magnitudes, pre_activations, restore, special_ids, sum_directions, sum_rows, where_content
+from .prompting import as_batch, is_chat, prompt_text
+from .reference_set import ReferenceSet, batch_summaries, check_finite, fingerprint
+from .scoring import ShadedTokens, TopicScores, as_texts, html_table, prompt_distances
+from .sae_mechanics import SCOPES, SINKS, Chunk, SAEModel, SinkFilter, activate, check_architecture, check_fit
+from .sae_mechanics import decode, decode_change, encode, generate_ids, hooked, magnitudes, marks, pre_activations
+from .sae_mechanics import restore, sum_directions, sum_rows, where_content
 
 # %% ../nbs/03_swap_clamp.ipynb #c009
 @dataclass
@@ -43,10 +45,13 @@ class Edit:
 # %% ../nbs/03_swap_clamp.ipynb #c010
 class Reconstruct:
     "Replace the activation by the SAE's reconstruction, with no feature changed; the base of all interventions"
-    label, topic, usual_error = "SAE", None, False
+    label, topic, usual_error, scope = "SAE", None, False, "all"
     def __init__(self,
         keep_error:bool=False, # pass on what the SAE could not represent; then nothing is left to change
-    ): self.keep_error = keep_error
+        scope:str="all", # which content tokens: "all" (the paper), the "prompt"'s, or "new": the prompt's last and all that follow
+    ):
+        if scope not in SCOPES: raise ValueError(f"scope={scope!r}: choose {', '.join(map(repr, SCOPES))}.")
+        self.keep_error, self.scope = keep_error, scope
 
     def edit(self,
         sae:SAE, # the SAE at this hook point
@@ -59,6 +64,10 @@ class Reconstruct:
     def check(self, sae:SAE) -> None:
         "Raise a `ValueError` if this intervention does not belong to `sae`"
         check_architecture(sae)
+
+    def scoped(self, chunk:Chunk, mask:torch.Tensor|None) -> torch.Tensor|None: # both bool [batch, pos]
+        "Which of the content tokens under way it may change"
+        return chunk.within(self.scope, mask)
 
 # %% ../nbs/03_swap_clamp.ipynb #c011
 @patch
@@ -120,8 +129,9 @@ class Swap(Reconstruct):
         unscored:str="drop", # see `site_scores`
         newcomers:float|None=None, # how strongly a feature comes in, see `settle`; None: at its pre-activation (the paper)
         keep_total:bool=False, # see `settle`
+        scope:str="all", # see `Reconstruct`
     ):
-        super().__init__(keep_error)
+        super().__init__(keep_error, scope)
         self.topics = list(topic) if isinstance(topic, (list, tuple)) else [topic]
         self.topic = next((t for t in self.topics if t is not None), None)
         if self.topic is None or not all(t is None or isinstance(t, TopicScores) for t in self.topics):
@@ -258,13 +268,18 @@ def run(self:Swap, sae, x, token_mask=None):
 def topic_pattern(
     topic:TopicScores, # with the reference set behind it
     n:int=100, # how many of the nearest prompts
+    shares:dict|None=None, # hook name -> [d_sae], see `shares`: of the topic's own texts, to take instead of those prompts
 ) -> dict: # hook name -> Δ and the mean of all prompts [d_sae] each
-    "How the feature activations of the prompts nearest to a topic differ from those of all prompts"
+    "How the feature activations of a topic's nearest prompts, or of its own texts, differ from those of all prompts"
     if topic.ref is None or topic.embeddings is None:
         raise ValueError(f"{topic.name!r} has no reference set behind it, so its nearest prompts are not known: see ReferenceSet.score.")
-    near = np.argsort(prompt_distances(topic.ref.embeddings, topic.embeddings), kind="stable")[:n]
     mean = {h: np.asarray(A.sum(0)).ravel() / A.shape[0] for h, A in topic.ref.summaries.items()}
-    return {h: (np.asarray(sp.csr_array(A[near]).sum(0)).ravel() / len(near) - mean[h], mean[h]) for h, A in topic.ref.summaries.items()}
+    if shares is None:
+        near = np.argsort(prompt_distances(topic.ref.embeddings, topic.embeddings), kind="stable")[:n]
+        shares = {h: np.asarray(sp.csr_array(A[near]).sum(0)).ravel() / len(near) for h, A in topic.ref.summaries.items()}
+    if wrong := [h for h in shares if h not in mean or np.shape(shares[h]) != mean[h].shape] or not shares:
+        raise ValueError(f"shares= has no numbers, or others than {topic.name!r} was scored for ({wrong}): see SAEModel.shares.")
+    return {h: (shares[h] - mean[h], mean[h]) for h in shares}
 
 # %% ../nbs/03_swap_clamp.ipynb #c044
 class TopUp(Reconstruct):
@@ -276,16 +291,19 @@ class TopUp(Reconstruct):
         n:int=100, # how many of the nearest prompts make the pattern
         first:Reconstruct|None=None, # another intervention to do before, such as Swap; None: none
         keep_error:bool=True, # see `Reconstruct`
+        scope:str="all", # see `Reconstruct`
+        shares:dict|None=None, # of the topic's own texts, see `shares`; None: its nearest prompts make the pattern
     ):
-        super().__init__(keep_error)
+        super().__init__(keep_error, scope)
         if not isinstance(topic, TopicScores): raise TypeError("TopUp needs TopicScores: see ReferenceSet.score.")
         if n < 1 or not np.isfinite(level): raise ValueError(f"n={n}, level={level}: give at least one prompt, and a finite level.")
-        self.topic, self.level, self.first, self.patterns, self.known = topic, level, first, topic_pattern(topic, n), {}
+        self.topic, self.level, self.first, self.patterns, self.known = topic, level, first, topic_pattern(topic, n, shares), {}
 
     def check(self, sae:SAE) -> None:
         "Raise a `ValueError` if the topic does not belong to `sae`"
         super().check(sae)
         check_topic(self.topic, sae)
+        if (h := sae.cfg.metadata.hook_name) not in self.patterns: raise ValueError(f"shares= says nothing of {h}: read the texts with the model that has this SAE.")
         if self.first is not None: self.first.check(sae)
 
 # %% ../nbs/03_swap_clamp.ipynb #c045
@@ -319,6 +337,16 @@ def edit(self:TopUp, sae, pre_acts, feature_acts):
     total = feature_acts.abs().sum(-1, keepdim=True)
     return a + (self.level - self.levels(sae, a, total)).clamp_min(0) * total * self.along(sae)[0]
 
+# %% ../nbs/03_swap_clamp.ipynb #cd07a43d0
+@patch
+def shares(self:SAEModel,
+    texts:list[str], # about a topic
+    batch_size:int=16, # texts at a time
+) -> dict: # hook name -> [d_sae]
+    "How much each feature takes part in some texts, on average"
+    parts = [batch_summaries(self, texts[b:b + batch_size]) for b in range(0, len(texts), batch_size)]
+    return {h: np.asarray(sp.vstack([p[h][0] for p in parts]).sum(0)).ravel() / len(texts) for h in self.saes}
+
 # %% ../nbs/03_swap_clamp.ipynb #c052
 class Clamp(Reconstruct):
     "Hold the features that score highest at a multiple of a reference value"
@@ -329,8 +357,9 @@ class Clamp(Reconstruct):
         scale:float=10., # times the reference value
         value:str="max", # "max": largest activation on the reference prompts; "token": own pre-activation
         keep_error:bool=False, # see `Reconstruct`
+        scope:str="all", # see `Reconstruct`
     ):
-        super().__init__(keep_error)
+        super().__init__(keep_error, scope)
         if not isinstance(topic, TopicScores): raise TypeError("Clamp needs TopicScores: see ReferenceSet.score.")
         if n < 1: raise ValueError(f"n={n}: give the number of features to hold, at least 1.")
         if value not in ("max", "token"): raise ValueError(f"value={value!r}: choose 'max' or 'token'.")
@@ -385,8 +414,9 @@ class AddVector(Reconstruct):
         vector, # [d_in], or a dict of them by hook name
         strength:float=1., # times the vector
         topic:TopicScores|None=None, # to measure contamination against
+        scope:str="all", # see `Reconstruct`
     ):
-        super().__init__()
+        super().__init__(scope=scope)
         self.vectors, self.strength, self.topic = vector if isinstance(vector, dict) else {None: vector}, strength, topic
 
     def check(self, sae:SAE) -> None:
@@ -491,6 +521,14 @@ def prepared(self:Each):
     return ready
 
 @patch
+def scoped(self:Each, chunk, mask):
+    "The scope of each, in the rows that are its own"
+    if mask is None or len({i.scope for i in self.parts}) == 1: return self.parts[0].scoped(chunk, mask)
+    each = len(mask) // len(self.parts)
+    rows = [i.scoped(chunk, mask)[each * n:each * (n + 1)] for n, i in enumerate(self.parts)]
+    return torch.cat(rows)
+
+@patch
 def run(self:Each, sae, x, token_mask=None):
     "Hand to each the rows that are its own"
     n, more = divmod(len(x), len(self.parts))
@@ -514,18 +552,20 @@ class Trace:
         hook_name:str, # where
         sae:SAE, # the SAE there
         edit:Edit, # what was done to a chunk
+        mask:torch.Tensor|None=None, # bool [batch, pos], content tokens; others have no contamination
     ) -> None:
         "Note one chunk"
         changed = edit.n_changed()                                                            # [batch, pos]
         if self.topic is not None and hook_name not in self.scores: self.scores[hook_name] = site_scores(self.topic, sae, self.unscored)
         c = torch.full(changed.shape, np.nan, device=changed.device) if self.topic is None else edit.off_topic(self.scores[hook_name])
+        if mask is not None: c = c.masked_fill(~mask, float("nan"))
         self.sites.setdefault(hook_name, []).append((c.float(), changed))
 
     def collect(self) -> tuple[np.ndarray, np.ndarray]: # contamination (mean over hook points), changed (sum), [batch, pos]
         "Everything noted so far, chunks joined along positions"
         c = [torch.cat([c for c, _ in chunks], 1) for chunks in self.sites.values()]
         n = [torch.cat([n for _, n in chunks], 1) for chunks in self.sites.values()]
-        return torch.stack(c).mean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
+        return torch.stack(c).nanmean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
 # %% ../nbs/03_swap_clamp.ipynb #c079
 @contextmanager
@@ -535,28 +575,31 @@ def steer(
     sae:SAE|list[SAE]|dict, # the SAE or SAEs, whose metadata name their hook points
     tokenizer=None, # for special tokens that the LM's config does not know
     trace:Trace|None=None, # where to note what was done
+    sinks:float|None=SINKS, # see `SinkFilter`; None: attention sinks are changed too
+    prompt_length:int|None=None, # positions of the prompt, where texts are read that are finished already
 ):
     "Steer a model for the length of a `with` block. Of blocks in one another the outer acts first. No hook outlives its block"
     saes = list(sae.values()) if isinstance(sae, dict) else list(sae) if isinstance(sae, (list, tuple)) else [sae]
     intervention = AddVector({}) if intervention is None else intervention
     if not isinstance(intervention, Reconstruct): raise TypeError(f"{intervention!r} is not an intervention: give Swap(topic), Clamp(topic), Reconstruct() or None.")
     for s in saes: intervention.check(s)
-    check_fit(lm, {s.cfg.metadata.hook_name: s for s in saes}, len(saes))
-    ready = intervention.prepared()
+    by_name = {s.cfg.metadata.hook_name: s for s in saes}
+    check_fit(lm, by_name, len(saes))
+    ready, told = intervention.prepared(), marks(lm, tokenizer, by_name, sinks)
     def act(sae):
         def fn(x, mask):
             if not torch.isfinite(x).all(): check_finite(x if mask is None else x[mask], sae.cfg.metadata.hook_name)
-            done = ready.run(sae, x, mask)
-            if trace is not None: trace.add(sae.cfg.metadata.hook_name, sae, done)
+            done = ready.run(sae, x, ready.scoped(chunk, mask))
+            if trace is not None: trace.add(sae.cfg.metadata.hook_name, sae, done, mask)
             return done.x
         return fn
-    with hooked(lm, {s.cfg.metadata.hook_name: act(s) for s in saes}, special_ids(lm, tokenizer)): yield trace
+    with hooked(lm, {h: act(s) for h, s in by_name.items()}, **told, prompt_length=prompt_length) as chunk: yield trace
 
 # %% ../nbs/03_swap_clamp.ipynb #c086
 @dataclass(repr=False)
 class Generation:
     "A prompt, its continuation, and what happened at each token"
-    prompt:str # as given
+    prompt:str|list # as given, a text or messages
     text:str # the continuation alone
     tokens:list # the continuation's tokens, as texts
     contamination:np.ndarray # [n_tokens], NaN at the last, whose features were never needed
@@ -565,7 +608,12 @@ class Generation:
 
     def __str__(self): return self.text
 
-    def __repr__(self): return f"Generation({self.label!r}, contamination {self.mean_contamination:.2f}: {self.prompt}{self.text})"
+    def __repr__(self): return f"Generation({self.label!r}, contamination {self.mean_contamination:.2f}: {self.asked}{self.text})"
+
+    @property
+    def asked(self) -> str:
+        "The prompt to show before the text: of a conversation its last message, on a line of its own"
+        return prompt_text(self.prompt) + ("\n" if is_chat(self.prompt) else "")
 
     @property
     def mean_contamination(self) -> float:
@@ -575,17 +623,18 @@ class Generation:
     def _repr_html_(self):
         measured = not np.isnan(self.contamination).all()
         bounds = np.nanquantile(self.contamination, (.25, .5, .75)) if measured else (0, 0, 0)
-        shaded = ShadedTokens([self.tokens], [self.contamination], "contamination, in quarters of these tokens", tuple(bounds))
+        shaded = ShadedTokens([self.tokens], [self.contamination], "contamination, in quarters of these tokens; unshaded: not measured (the last token, special ones, attention sinks)", tuple(bounds))
         head = f"<b>{escape(self.label)}</b>" + (f", mean contamination {self.mean_contamination:.2f}" if measured else "")
-        text = f'<p style="white-space:pre-wrap"><i>{escape(self.prompt)}</i>{shaded.lines()[0]}</p>'
+        text = f'<p style="white-space:pre-wrap"><i>{escape(self.asked)}</i>{shaded.lines()[0]}</p>'
         return f'<div style="margin-bottom:1.5em"><p>{head}</p>{text}{shaded.legend() if measured else ""}</div>'
 
 # %% ../nbs/03_swap_clamp.ipynb #c087
 def end_ids(model:SAEModel) -> list[int]: # may be empty
-    "The tokens that end a text: what the model's generation config says, else the tokenizer's EOS"
+    "The tokens that end a text: those of the model's generation config, else the tokenizer's EOS, and what begins the next"
     config = getattr(model.lm, "generation_config", None)
     ids = model.tokenizer.eos_token_id if config is None else config.eos_token_id
-    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    ends = [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    return ends if model.bos_id is None or model.bos_id in ends else [*ends, model.bos_id]    # another text begins
 
 def _as_generation(model, prompt, ids, ends, contaminated, changed, label):
     "One row of new tokens, cut at the end of text, with its numbers"
@@ -623,6 +672,7 @@ def sampling(
     "Our options in the words of `generate_ids`"
     beams = kwargs.get("num_beams", 1) > 1
     draw = dict(do_sample=False) if top_k == 1 or beams else dict(do_sample=True, top_k=top_k)
+    if isinstance(kwargs.get("eos_token_id"), int): kwargs["eos_token_id"] = [kwargs["eos_token_id"]]
     return dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model) or None) | draw | kwargs
 
 # %% ../nbs/03_swap_clamp.ipynb #c091
@@ -633,10 +683,11 @@ def replay(
     ids:torch.Tensor, # [batch, pos] finished texts
     attention_mask:torch.Tensor, # [batch, pos], 0 for padding
     topic:TopicScores|None, # what contamination is measured against
+    prompt_length:int|None=None, # positions of the prompt, for an intervention with a scope
 ) -> Trace:
     "What an intervention does along finished texts"
     position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)
-    with steer(model.lm, intervention, model.saes, model.tokenizer, trace := Trace(topic)):
+    with steer(model.lm, intervention, model.saes, model.tokenizer, trace := Trace(topic), model.sinks, prompt_length):
         model.lm(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return trace
 
@@ -645,10 +696,10 @@ def _continue(model, prompts, intervention, topic, options):
     "One batch of `generate`"
     tokens, trace, n = model.to_tokens(prompts, "left", reserve=options["max_new_tokens"]), Trace(topic), options.get("num_return_sequences", 1)
     start = tokens["input_ids"].shape[1]
-    with steer(model.lm, intervention, model.saes, model.tokenizer, trace): ids = generate_ids(model.lm, tokens, **options)
+    with steer(model.lm, intervention, model.saes, model.tokenizer, trace, model.sinks): ids = generate_ids(model.lm, tokens, **options)
     if options.get("num_beams", 1) > 1:
         seen = tokens["attention_mask"].repeat_interleave(n, 0)
-        trace = replay(model, intervention, ids, torch.cat([seen, seen.new_ones(len(ids), ids.shape[1] - start)], 1), topic)
+        trace = replay(model, intervention, ids, torch.cat([seen, seen.new_ones(len(ids), ids.shape[1] - start)], 1), topic, start)
     given = intervention.given if isinstance(intervention, Each) else [intervention] * len(prompts)
     labels = [getattr(i, "label", "Original") for i in given]
     for i, (row, c, changed) in enumerate(zip(ids[:, start:].tolist(), *(v[:, start:] for v in trace.collect()))):
@@ -658,7 +709,7 @@ def _continue(model, prompts, intervention, topic, options):
 @patch
 @torch.no_grad()
 def generate(self:SAEModel,
-    prompts:str|list[str], # one text or several
+    prompts, # a text, a list of messages, or several of either, see `as_batch`
     intervention:Reconstruct|list|None=None, # e.g. Swap(topic), or a list of one for each prompt; None: the model as it is
     max_new_tokens:int=64, # how long the continuations are
     top_k:int=5, # sample among this many; 1 is greedy
@@ -671,7 +722,7 @@ def generate(self:SAEModel,
     "Continue prompts, steered or not"
     intervention = Each(intervention) if isinstance(intervention, (list, tuple)) else intervention
     if stream: return self.stream(prompts, intervention, max_new_tokens, top_k, seed, **kwargs)
-    prompts, out = [prompts] if isinstance(prompts, str) else list(prompts), []
+    prompts, out = as_batch(prompts), []
     batch_size = len(prompts) if _per_row(intervention, prompts) else batch_size
     if batch_size < 1 and prompts: raise ValueError(f"batch_size={batch_size}: give the number of prompts at a time, at least 1.")
     self.to_tokens(prompts, reserve=max_new_tokens)                    # what is wrong with them shows now
@@ -690,7 +741,7 @@ def _pieces(model, tokens, intervention, seed, options):
     stopped = lambda ids, scores: torch.full((len(ids),), stop.is_set(), device=ids.device)
     def work():
         try:
-            with seeded(model, seed), steer(model.lm, intervention, model.saes, model.tokenizer):
+            with seeded(model, seed), steer(model.lm, intervention, model.saes, model.tokenizer, sinks=model.sinks):
                 generate_ids(model.lm, tokens, **options, streamer=streamer, stopping_criteria=[stopped])
         except Exception as e: errors.append(e)
         finally: streamer.end()
@@ -705,7 +756,7 @@ def _pieces(model, tokens, intervention, seed, options):
 # %% ../nbs/03_swap_clamp.ipynb #c109
 @patch
 def stream(self:SAEModel,
-    prompt:str, # one text
+    prompt:str|list, # one text, or one list of messages
     intervention:Reconstruct|None=None, # see `generate`
     max_new_tokens:int=64, # how long the continuation is
     top_k:int=5, # sample among this many; 1 is greedy
@@ -713,7 +764,7 @@ def stream(self:SAEModel,
     **kwargs, # anything else for `lm.generate`
 ): # iterator of pieces of text
     "Yield a continuation as it comes"
-    if not isinstance(prompt, str): raise TypeError("Only one prompt can be streamed: give a text, or leave stream=True out.")
+    if not (isinstance(prompt, str) or is_chat(prompt)): raise TypeError("Only one prompt can be streamed: give a text, or leave stream=True out.")
     tokens = self.to_tokens(prompt, reserve=max_new_tokens)
     for sae in self.saes.values(): intervention is None or intervention.check(sae)
     return _pieces(self, tokens, intervention, seed, sampling(self, max_new_tokens, top_k, **kwargs))
@@ -736,7 +787,7 @@ class Comparison(pd.DataFrame):
 # %% ../nbs/03_swap_clamp.ipynb #c113
 @patch
 def compare(self:SAEModel,
-    prompts:list[str], # to continue
+    prompts, # to continue, see `as_batch`
     interventions:list, # e.g. [None, Reconstruct(), Clamp(topic), Swap(topic)]
     **kwargs, # as for `generate`
 ) -> Comparison: # a DataFrame: one row per prompt, one column per intervention, of continuations
@@ -744,9 +795,9 @@ def compare(self:SAEModel,
     unusual = lambda i: f" {'+' if i.keep_error else 'without'} error" if i is not None and i.keep_error != i.usual_error else ""
     names = [getattr(i, "label", "Original") + unusual(i) for i in interventions]
     if len(set(names)) < len(names): names = [f"{n} {j}" if names.count(n) > 1 else n for j, n in enumerate(names)]
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = as_batch(prompts)
     columns = {n: [g.text for g in self.generate(prompts, i, **kwargs)] for n, i in zip(names, interventions)}
-    return Comparison(columns, index=pd.Index(prompts, name="prompt"))
+    return Comparison(columns, index=pd.Index([prompt_text(p) for p in prompts], name="prompt"))
 
 # %% ../nbs/03_swap_clamp.ipynb #c117
 @patch
@@ -755,27 +806,27 @@ def reach(self:TopicScores,
 ) -> float: # below 0: the pool's nearest prompts are farther from the texts than these are from each other; NaN for one text
     "Distance from each text to the next one, minus that of the nearest reference prompts"
     if self.ref is None or self.embeddings is None: raise ValueError(f"{self.name!r} has no reference set behind it: see ReferenceSet.score.")
-    texts = np.unique(self.embeddings.round(5), axis=0)                                       # a text given twice is one
-    if len(texts) < 2: return float("nan")
-    cosine = texts @ texts.T                                                                  # [n_texts, n_texts]
-    np.fill_diagonal(cosine, -1)
+    cosine = self.embeddings @ self.embeddings.T                                              # [n_texts, n_texts]
+    cosine[cosine > 1 - 1e-4] = -1                                                            # itself, or a text given twice
+    if cosine.max() == -1: return float("nan")
     others = np.sqrt((2 - 2 * cosine.max(1)).clip(0))
     return float(np.mean(others) - np.sort(prompt_distances(self.ref.embeddings, self.embeddings))[:n].mean())
 
 # %% ../nbs/03_swap_clamp.ipynb #c119
 @patch
 def align(self:SAEModel,
-    prompts:str|list[str], # to continue
+    prompts, # to continue: a text, a list of messages, or several of either
     texts, # the topic's texts, see `as_texts`, or its TopicScores
     ref:ReferenceSet|None=None, # None: the bundled prompts' one
     **kwargs, # as for `generate`
 ) -> list[Generation]:
     "Continue prompts, aligned to the topic of a handful of texts"
-    topic = texts if isinstance(texts, TopicScores) else (ref or ReferenceSet.build(self)).score(texts)
+    if isinstance(texts, TopicScores): topic, texts = texts, texts.texts
+    else: topic = (ref or ReferenceSet.build(self)).score(texts := as_texts(texts))
     if (reach := topic.reach()) < -.1:
         warnings.warn(f"{topic.name!r} may be out of reach: the nearest reference prompts are {-reach:.2f} farther from its texts than these are from "
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
-    return self.generate(prompts, TopUp(topic), **kwargs)
+    return self.generate(prompts, TopUp(topic, shares=self.shares(texts) if texts else None), **kwargs)
 
 # %% ../nbs/03_swap_clamp.ipynb #c122
 @patch
@@ -785,17 +836,19 @@ def token_effects(self:SAEModel,
     intervention:Reconstruct, # what to do at each token
     topic:TopicScores|None=None, # what contamination is measured against; None: the intervention's
     batch_size:int=16, # texts at a time
-) -> pd.DataFrame: # one row per hook point and content token
+) -> pd.DataFrame: # one row per hook point and content token; attention sinks are marked, and unchanged
     "What an intervention does at each token: features changed, contamination, reconstruction error, size"
     rows, topic = [], topic or intervention.topic
     for b in range(0, len(texts), batch_size):
-        xs, mask = self.activations(self.to_tokens(texts[b:b + batch_size]))
+        xs, mask = self.activations(self.to_tokens(texts[b:b + batch_size]), sinks=False)
         for h, x in xs.items():
-            sae, x = self.saes[h], x[mask][None]                                              # [1, tokens, d_in]
-            edit, x_sae = intervention.run(sae, x), Reconstruct()(sae, x)
-            c = contamination(edit.after, site_scores(topic, sae)) if topic else torch.full(x.shape[:2], np.nan)
+            sae, kept = self.saes[h], SinkFilter(self.sinks, self.saes[h].cfg.metadata.median_norm)(x, mask)
+            x, kept = x[mask][None], kept[mask][None]                                         # [1, tokens, d_in], [1, tokens]
+            edit, x_sae = intervention.run(sae, x, kept), Reconstruct()(sae, x)
+            c = contamination(edit.after, site_scores(topic, sae)) if topic else torch.full(x.shape[:2], np.nan, device=x.device)
+            c = c.masked_fill(~kept, float("nan"))
             columns = dict(contamination=c, changed=((edit.before != 0) != (edit.after != 0)).sum(-1),
-                           error_diff=recon_error_diff(*(v.flatten(2) for v in (x, x_sae, edit.x))), size=edit.x.flatten(2).norm(dim=-1) / x.flatten(2).norm(dim=-1))
+                           error_diff=recon_error_diff(*(v.flatten(2) for v in (x, x_sae, edit.x))), size=edit.x.flatten(2).norm(dim=-1) / x.flatten(2).norm(dim=-1), sink=~kept)
             rows.append(pd.DataFrame({k: v[0].cpu().numpy() for k, v in columns.items()}).assign(hook_name=h))
     return pd.concat(rows, ignore_index=True)
 
