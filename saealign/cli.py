@@ -313,11 +313,10 @@ Method = Literal["topup", "swap", "clamp", "reconstruct", "original"]
 def intervention(
     method:Method, # its name on the command line
     topic, # TopicScores
-    shares:dict|None=None, # of the topic's own texts, see `SAEModel.shares`
 ): # an intervention, or None for the model as it is
     "What a method's name stands for"
     from saealign.swap_clamp import Clamp, Reconstruct, Swap, TopUp
-    if method == "topup": return TopUp(topic, shares=shares)
+    if method == "topup": return TopUp(topic)
     if method == "swap": return Swap(topic, keep_error=True)
     if method == "clamp": return Clamp(topic)
     return Reconstruct() if method == "reconstruct" else None
@@ -365,8 +364,7 @@ def align(
         (name, texts), starts = read_topic(topic), wanted_prompts(prompt, prompts)
         lm, ref = load(model, reference)
         scored = ref.score(texts, name=name, method=scores)
-        way = intervention(method, scored, lm.shares(texts) if method == "topup" else None)
-        out = lm.generate(starts, way, max_new_tokens, seed=seed, topic=scored)
+        out = lm.generate(starts, intervention(method, scored), max_new_tokens, seed=seed, topic=scored)
     result = dict(model=model, topic=name, method=method, scores=scores, seed=seed, reference=ref.fingerprint)
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)

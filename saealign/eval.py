@@ -557,8 +557,7 @@ def demo(
     t = report(f"Reference set: {len(ref):,} prompts{some}", t)
     scores = ref.score(texts, name=topic)
     t = report(f"Scored every feature against {len(texts)} {topic} texts", t)
-    top_up = TopUp(scores, shares=model.shares(texts))
-    methods = [None, Reconstruct(), Clamp(scores), Swap(scores), top_up]
+    methods = [None, Reconstruct(), Clamp(scores), Swap(scores), TopUp(scores)]
     each = [m for m in methods for _ in prompts]                       # in one batch
     rows = model.generate(prompts * len(methods), each, 48, topic=scores, batch_size=len(each))
     out = [rows[i:i + len(prompts)] for i in range(0, len(rows), len(prompts))]

@@ -25,7 +25,7 @@ from transformers import TextIteratorStreamer
 
 from .prompting import as_batch, is_chat, prompt_text
 from .reference_set import ReferenceSet, batch_summaries, check_finite, fingerprint
-from .scoring import ShadedTokens, TopicScores, as_texts, html_table, prompt_distances
+from .scoring import ShadedTokens, TopicScores, html_table, prompt_distances
 from .sae_mechanics import SCOPES, SINKS, Chunk, SAEModel, SinkFilter, activate, check_architecture, check_fit
 from .sae_mechanics import decode, decode_change, encode, generate_ids, hooked, magnitudes, marks, pre_activations
 from .sae_mechanics import restore, sum_directions, sum_rows, where_content
@@ -821,12 +821,11 @@ def align(self:SAEModel,
     **kwargs, # as for `generate`
 ) -> list[Generation]:
     "Continue prompts, aligned to the topic of a handful of texts"
-    if isinstance(texts, TopicScores): topic, texts = texts, texts.texts
-    else: topic = (ref or ReferenceSet.build(self)).score(texts := as_texts(texts))
+    topic = texts if isinstance(texts, TopicScores) else (ref or ReferenceSet.build(self)).score(texts)
     if (reach := topic.reach()) < -.1:
         warnings.warn(f"{topic.name!r} may be out of reach: the nearest reference prompts are {-reach:.2f} farther from its texts than these are from "
                       "each other. Prompts near the topic in the pool would help: see ReferenceSet.build(model, prompts).")
-    return self.generate(prompts, TopUp(topic, shares=self.shares(texts) if texts else None), **kwargs)
+    return self.generate(prompts, TopUp(topic), **kwargs)
 
 # %% ../nbs/03_swap_clamp.ipynb #c122
 @patch
