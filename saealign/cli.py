@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'app', 'reference_app', 'TOPIC_HELP', 'POOL_HELP', 'Model', 'Topic', 'Pool', 'Json', 'Scores',
-           'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'ALIGN_EXAMPLES', 'DemoPool', 'reported', 'emit', 'records',
-           'wrap', 'as_lines', 'read_topic', 'wanted_prompts', 'read_pool', 'uncollected', 'load', 'sae_config',
-           'at_hand', 'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out', 'write_table',
-           'all_scores', 'top_text', 'score', 'intervention', 'as_record', 'as_text', 'align', 'demo', 'main']
+           'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Method', 'Scope', 'ALIGN_EXAMPLES', 'ERROR_HELP', 'DemoPool',
+           'reported', 'emit', 'records', 'wrap', 'told_once', 'as_lines', 'read_topic', 'wanted_prompts', 'read_pool',
+           'load', 'sae_config', 'at_hand', 'preset_table', 'surroundings', 'describe', 'info', 'build', 'check_out',
+           'write_table', 'all_scores', 'top_text', 'score', 'as_record', 'as_text', 'align', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #c005
-import gc, json, os, platform, sys
+import json, os, platform, sys, warnings
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,6 +19,8 @@ from textwrap import fill
 from typing import Annotated, Literal
 
 import typer
+
+from .startup import uncollected
 
 # %% ../nbs/06_cli.ipynb #c009
 @contextmanager
@@ -52,6 +54,15 @@ def wrap(
 ) -> str:
     "Text for people: no line longer than 88 columns"
     return "\n".join(fill(line, 88, **kwargs) for line in text.splitlines())
+
+@contextmanager
+def told_once():
+    "Print a warning of the library as one line"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        yield
+    for text in dict.fromkeys(str(w.message) for w in told if w.category is UserWarning):
+        typer.echo(f"Warning: {text}", err=True)
 
 # %% ../nbs/06_cli.ipynb #c014
 def as_lines(
@@ -113,16 +124,6 @@ Topic = Annotated[str, typer.Option(metavar="FILE|NAME", help=TOPIC_HELP)]
 Pool = Annotated[Path|None, typer.Option("--reference", metavar="FILE", help=POOL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scores = Literal["minmax", "rank", "z"]
-
-# %% ../nbs/06_cli.ipynb #c028
-@contextmanager
-def uncollected():
-    "Import without garbage collection, and keep what was imported out of later collections"
-    gc.disable()
-    try: yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 # %% ../nbs/06_cli.ipynb #c031
 def load(
@@ -282,14 +283,14 @@ SCORE_EXAMPLES = """Examples:
 
 \b
   saealign score --topic medical.txt --top 20
-  saealign score --topic cooking --method minmax --out cooking.csv
+  saealign score --topic cooking --method rank --out cooking.csv
 """
 
 @app.command(epilog=SCORE_EXAMPLES)
 def score(
     topic:Topic,
     model:Model="tiny",
-    method:Annotated[Scores, typer.Option(help="How distances become scores; minmax is the paper's.")]="rank",
+    method:Annotated[Scores, typer.Option(help="How distances become scores; minmax is the paper's.")]="minmax",
     top:Annotated[int, typer.Option(min=1, metavar="N", help="How many features to show for each SAE.")]=10,
     out:Annotated[Path|None, typer.Option(metavar="FILE", help="Write all scores to this .csv or .parquet file.")]=None,
     reference:Pool=None,
@@ -309,17 +310,7 @@ def score(
 
 # %% ../nbs/06_cli.ipynb #c060
 Method = Literal["topup", "swap", "clamp", "reconstruct", "original"]
-
-def intervention(
-    method:Method, # its name on the command line
-    topic, # TopicScores
-): # an intervention, or None for the model as it is
-    "What a method's name stands for"
-    from saealign.swap_clamp import Clamp, Reconstruct, Swap, TopUp
-    if method == "topup": return TopUp(topic)
-    if method == "swap": return Swap(topic, keep_error=True)
-    if method == "clamp": return Clamp(topic)
-    return Reconstruct() if method == "reconstruct" else None
+Scope = Literal["all", "new", "prompt"]
 
 # %% ../nbs/06_cli.ipynb #c061
 def as_record(
@@ -345,6 +336,8 @@ ALIGN_EXAMPLES = """Examples:
   saealign align --topic law --prompt "I think" --method swap --json > out.json
 """
 
+ERROR_HELP = "Leave in what the SAE could not represent. Default: as the method has it; the paper's Swap does not."
+
 # %% ../nbs/06_cli.ipynb #c064
 @app.command(epilog=ALIGN_EXAMPLES)
 def align(
@@ -353,19 +346,23 @@ def align(
     prompts:Annotated[Path|None, typer.Option(metavar="FILE", help="Text file of prompts, one a line.")]=None,
     model:Model="tiny",
     method:Annotated[Method, typer.Option(help="What to do to the model.")]="topup",
-    scores:Annotated[Scores, typer.Option(help="How distances become scores; minmax is the paper's.")]="rank",
+    scores:Annotated[Scores, typer.Option(help="How distances become scores; minmax is the paper's.")]="minmax",
+    keep_error:Annotated[bool|None, typer.Option(help=ERROR_HELP)]=None,
+    scope:Annotated[Scope, typer.Option(help="Which tokens to change: new ones, the prompt's, or all.")]="all",
+    level:Annotated[float, typer.Option(metavar="X", help="How far TopUp goes; 1 is the topic's own prompts.")]=2.,
     max_new_tokens:Annotated[int, typer.Option(min=1, metavar="N", help="How long the continuations are.")]=64,
     seed:Annotated[int, typer.Option(metavar="N", help="Of the sampling.")]=0,
     reference:Pool=None,
     as_json:Json=False,
 ):
     "Continue prompts, steered towards a topic"
+    how = dict(method=method, scores=scores, keep_error=keep_error, scope=scope, level=level)
     with reported():
         (name, texts), starts = read_topic(topic), wanted_prompts(prompt, prompts)
         lm, ref = load(model, reference)
-        scored = ref.score(texts, name=name, method=scores)
-        out = lm.generate(starts, intervention(method, scored), max_new_tokens, seed=seed, topic=scored)
-    result = dict(model=model, topic=name, method=method, scores=scores, seed=seed, reference=ref.fingerprint)
+        with told_once():
+            out = lm.align(starts, texts, ref, name=name, max_new_tokens=max_new_tokens, seed=seed, **how)
+    result = dict(model=model, topic=name, seed=seed, reference=ref.fingerprint, **how)
     result["generations"] = [as_record(g) for g in out]
     emit(result, "\n\n".join(map(as_text, out)), as_json)
 

@@ -11,10 +11,13 @@ import time
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 
-from .reference_set import ReferenceSet, build_shard, bundled_prompts, embed
+from .embedding import embed
+from .interventions import steer
+from .pools import bundled_prompts, bundled_topic
+from .reference_set import build_shard, ReferenceSet
 from .sae_mechanics import SAEModel
-from .scoring import alignment_scores, bundled_topic, prompt_distances, weighted_distance
-from .swap_clamp import Reconstruct, Swap, steer
+from .scoring import alignment_scores, prompt_distances, weighted_distance
+from .swap_clamp import Reconstruct, Swap
 
 # %% ../nbs/05_costs.ipynb #c009
 def in_turn(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PREFACES', 'GREETING', 'MARKS', 'END', 'ABBREVIATION', 'COMMON', 'SELF_TALK', 'bundled_prompts', 'read_lines',
-           'read_prompts', 'prompt_table', 'as_prompts', 'sample_prompts', 'kept_p3', 'p3_prompts', 'bundled_subjects',
-           'pool_plan', 'GumbelTopK', 'instruction_tokens', 'write_texts', 'read_part', 'write_part', 'pool_from_model',
-           'without_preface', 'complete_sentences', 'plain_words', 'is_english', 'word_runs', 'is_loop',
-           'talks_about_itself', 'own_paragraphs', 'repeats_another', 'pool_faults', 'clean_pool']
+           'bundled_topic', 'as_texts', 'read_prompts', 'prompt_table', 'as_prompts', 'sample_prompts', 'kept_p3',
+           'p3_prompts', 'bundled_subjects', 'pool_plan', 'GumbelTopK', 'instruction_tokens', 'write_texts',
+           'read_part', 'write_part', 'pool_from_model', 'without_preface', 'complete_sentences', 'plain_words',
+           'is_english', 'word_runs', 'is_loop', 'talks_about_itself', 'own_paragraphs', 'repeats_another',
+           'pool_faults', 'clean_pool']
 
 # %% ../nbs/machinery/pools.ipynb #cf03d51d6
 import codecs, json, os, random, re
@@ -20,7 +21,9 @@ from datasets import Dataset, get_dataset_config_names, load_dataset
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor
 
-from .sae_mechanics import ASSETS, SAEModel, generate_ids, pad_rows
+from .files import ASSETS
+from .language_models import generate_ids, pad_rows
+from .sae_mechanics import SAEModel
 
 # %% ../nbs/machinery/pools.ipynb #cd0c6579b
 def bundled_prompts(
@@ -48,6 +51,35 @@ def read_lines(
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines: raise ValueError(f"{path} is blank: write one text a line.")
     return lines
+
+# %% ../nbs/machinery/pools.ipynb #c412db5b0
+def bundled_topic(
+    name:str, # one of twenty: "medical", "law", "shoes", "reviews" … (a wrong name lists them all)
+    split:str="align", # the twenty texts that define it; "heldout": to check; "generated": sampled
+) -> list[str]:
+    "The texts of a topic that comes with the package"
+    table = pd.read_parquet(ASSETS / "topics.parquet")
+    if name not in set(table.topic):
+        known = ", ".join(table.topic.unique())
+        raise ValueError(f"Unknown topic {name!r}. The package carries {known}: choose one, or give texts.")
+    if split not in ("align", "heldout", "generated"):
+        raise ValueError(f"Unknown split {split!r}: choose 'align', 'heldout' or 'generated'.")
+    return table.query("topic == @name and split == @split").text.tolist()
+
+# %% ../nbs/machinery/pools.ipynb #cb32ada7b
+def as_texts(
+    texts, # list of texts, or the path of a text file with one text per line
+) -> list[str]:
+    "The topic's texts, none of them blank"
+    if isinstance(texts, Path): texts = read_lines(texts)
+    if isinstance(texts, str):
+        raise TypeError("A topic is a list of texts. For a file give a pathlib.Path; for one text, a list of one.")
+    texts = list(texts)
+    bad = [i for i, t in enumerate(texts) if not isinstance(t, str) or not t.strip()]
+    if bad or not texts:
+        fault = f"blank or no text at {bad[:5]}" if bad else "none were given"
+        raise ValueError(f"A topic needs texts with words in them: {fault}.")
+    return texts
 
 # %% ../nbs/machinery/pools.ipynb #cfc5abfe4
 def read_prompts(

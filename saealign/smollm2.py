@@ -7,7 +7,6 @@ __all__ = ['SMOLLM2', 'GGUF', 'REPO', 'REVISION', 'GGUF_SHA256', 'INSTALL', 'pac
            'smollm2_folder', 'smollm2_at_hand']
 
 # %% ../nbs/machinery/smollm2.ipynb #c9a8a6998
-import json, os
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,6 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
