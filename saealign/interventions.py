@@ -7,7 +7,6 @@ __all__ = ['Edit', 'dense', 'switched', 'contamination', 'Intervention', 'Watch'
            'joined_rows', 'site_scores', 'check_topic', 'Trace', 'steer']
 
 # %% ../nbs/machinery/interventions.ipynb #cbb53e308
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
@@ -102,7 +101,7 @@ def off_topic(self:Edit,
     return contamination(self.now.acts, scores[self.now.features])
 
 # %% ../nbs/machinery/interventions.ipynb #ce0ed1837
-class Intervention(ABC):
+class Intervention:
     "Something that is done to the activation at a hook point, chunk by chunk"
     label, topic, scope = "Intervention", None, "all"
     def __init__(self,
@@ -112,13 +111,13 @@ class Intervention(ABC):
             raise ValueError(f"scope={scope!r}: choose {', '.join(map(repr, SCOPES))}.")
         self.scope = scope
 
-    @abstractmethod
     def run(self,
         sae:SAE, # the SAE at this hook point
         x:torch.Tensor, # [batch, pos, d_in]
         token_mask:torch.Tensor|None=None, # bool [batch, pos], where tokens may be changed; None: everywhere
     ) -> Edit:
-        "What to do to a chunk"
+        "What to do to a chunk: the one method that every intervention has to have"
+        raise NotImplementedError(f"{type(self).__name__} has no method `run`.")
 
     def __call__(self, sae:SAE, x:torch.Tensor, token_mask:torch.Tensor|None=None) -> torch.Tensor:
         "The changed activation alone [batch, pos, d_in]"
@@ -176,13 +175,13 @@ class FeatureIntervention(Intervention):
         super().__init__(scope)
         self.keep_error = self.keeps_error if keep_error is None else keep_error
 
-    @abstractmethod
     def edit(self,
         sae:SAE, # the SAE at this hook point
         pre_acts:torch.Tensor, # γ [batch, pos, d_sae]
         feature_acts:torch.Tensor, # σ(γ) [batch, pos, d_sae]
     ) -> torch.Tensor: # [batch, pos, d_sae]
-        "The activations to have instead"
+        "The activations to have instead: the one method that has to be written"
+        raise NotImplementedError(f"{type(self).__name__} has no method `edit`.")
 
     def choose_active(self, sae:SAE, pre_acts:torch.Tensor) -> ActiveFeatures|None:
         "The same in short, for a TopK SAE, by those who only choose which features are on; None: there is no such way"
