@@ -7,7 +7,7 @@ FLAGS  ?= slow
 NB     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench notebooks docs clean
+.PHONY: help install demo test bench gpu notebooks docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ test: $(STAMP) ## check that modules match notebooks, notebooks are clean, and a
 bench: $(STAMP) ## measure on this machine what steering costs: nbs/05_costs.ipynb, slow cells too
 	@$(BIN)/python .github/bench.py
 	@$(BIN)/nbdev_clean
+
+gpu: ## prove and measure on this machine's GPU; WHEELS=folder for packages that are missing; no network
+	@$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) .github/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
 
 notebooks: $(STAMP) ## run notebooks and save their outputs; NB='nbs/00_*.ipynb' for some, FLAGS='slow gpu' for more cells
 	@$(BIN)/python .github/run_notebooks.py --flags '$(FLAGS)' $(NB)

@@ -1,12 +1,12 @@
 """Steer a language model towards a topic with a sparse autoencoder."""
 __version__ = "0.1.0"
 
-__all__ = ["AddVector", "Clamp", "ReferenceSet", "Reconstruct", "SAEModel", "Swap", "TopUp", "TopicScores", "Weight", "steer"]
+__all__ = ["AddVector", "calibrate", "Clamp", "ReferenceSet", "Reconstruct", "SAEModel", "Swap", "TopicScores", "TopicVector", "TopUp", "Weight", "steer"]
 
 def __getattr__(name):
     "Import the library when one of its names is first used: `saealign --help` need not wait for PyTorch"
     if name not in __all__: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from saealign import swap_clamp  # it imports the earlier modules, so that every class has all its methods
-    return getattr(swap_clamp, name)
+    from saealign import interventions, swap_clamp  # and all before them: every class has all its methods
+    return getattr(interventions if name == "steer" else swap_clamp, name)
 
 def __dir__(): return [*globals(), *__all__]

@@ -13,8 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .language_models import content_mask, hook_site, is_hooked_transformer, special_ids
-from .language_models import unwrapped
+from .language_models import content_mask, device_of, hook_site, is_hooked_transformer
+from .language_models import special_ids, unwrapped
 from .prompting import template_parts
 
 # %% ../nbs/machinery/hooks.ipynb #cbe4cfbb3
@@ -23,7 +23,7 @@ class Chunk:
     def __init__(self,
         special:torch.Tensor, # ids of special tokens
         template:list=(), # see `template_parts`
-        prompt_length:int|None=None, # positions of the prompt; None: as many as the first call brings
+        prompt_length:int|None=None, # positions of the prompt; None: as in the first call
     ):
         self.special, self.template, self.prompt_length = special, template, prompt_length
         self.mask = self.prompt = self.last = None                      # nothing has been seen yet
@@ -35,19 +35,22 @@ class Chunk:
         start:int=0, # how many positions came before
     ) -> None:
         "Note the tokens of one call"
-        self.start = start
-        self.mask = None if ids is None else content_mask(ids, self.special, attention_mask, self.template)
-        if ids is None or start or self.goes_on(ids): return
+        self.start, self.mask = start, None
+        if attention_mask is not None and attention_mask.ndim != 2: attention_mask = None
+        if ids is None: return
+        self.mask = content_mask(ids, self.special, attention_mask, self.template)
+        if start or self.goes_on(ids): return
         self.prompt = ids[:, :self.prompt_length]
         n = self.prompt.shape[1]
-        attended = torch.ones_like(self.prompt) if attention_mask is None or attention_mask.ndim != 2 else attention_mask[:, :n]
+        attended = torch.ones_like(self.prompt)
+        if attention_mask is not None: attended = attention_mask[:, :n]
         self.last = n - 1 - attended.int().flip(1).argmax(1, keepdim=True)       # [batch, 1]
 
     def goes_on(self, ids:torch.Tensor) -> bool:
         "Whether these tokens are the prompt again, with more behind it"
-        if self.prompt is None: return False
+        if self.prompt is None or len(ids) != len(self.prompt): return False
         n = self.prompt.shape[1]
-        return len(ids) == len(self.prompt) and ids.shape[1] > n and torch.equal(ids[:, :n], self.prompt)
+        return ids.shape[1] > n and torch.equal(ids[:, :n], self.prompt)
 
 # %% ../nbs/machinery/hooks.ipynb #c7aaef9e9
 SCOPES = "all", "prompt", "new"
@@ -60,17 +63,8 @@ def within(self:Chunk,
     "The part of a mask that lies in a scope"
     if scope == "all" or mask is None or self.last is None: return mask
     position = self.start + torch.arange(mask.shape[1], device=mask.device)
-    return mask & (position >= self.last if scope == "new" else position < self.prompt.shape[1])
-
-@patch
-def rows(self:Chunk,
-    which:slice, # of the batch
-) -> Chunk:
-    "What is known of some rows"
-    part = copy.copy(self)
-    for name in "mask", "prompt", "last":
-        if (value := getattr(self, name)) is not None: setattr(part, name, value[which])
-    return part
+    if scope == "prompt": return mask & (position < self.prompt.shape[1])
+    return mask & (position >= self.last.to(mask.device))
 
 @patch
 def rows(self:Chunk,
@@ -89,12 +83,28 @@ def n_cached(
     "How many positions a KV cache holds"
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
+def _ids_of(args, kwargs):
+    "The token ids in a call, if there are any; -1 stands for embeddings that were given instead"
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    embeds = kwargs.get("inputs_embeds")
+    if ids is not None or embeds is None: return ids
+    return torch.full(embeds.shape[:2], -1, device=embeds.device)
+
+# %% ../nbs/machinery/hooks.ipynb #ca472c998
 def _watch_call(lm, chunk):
     "Keep `chunk` up to date, from the calls of a Hugging Face model"
+    under_way = []                                                      # modules, from outermost
     def on_call(module, args, kwargs):
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        chunk.see(ids, kwargs.get("attention_mask"), n_cached(kwargs.get("past_key_values")))
-    return [unwrapped(lm).register_forward_pre_hook(on_call, with_kwargs=True)]
+        if not under_way:
+            cached = n_cached(kwargs.get("past_key_values"))
+            chunk.see(_ids_of(args, kwargs), kwargs.get("attention_mask"), cached)
+        under_way.append(module)
+    def on_return(module, args, out): under_way.pop()
+    model, handles = unwrapped(lm), []
+    for part in {model, getattr(model, "base_model", model)}:
+        handles.append(part.register_forward_pre_hook(on_call, with_kwargs=True))
+        handles.append(part.register_forward_hook(on_return, always_call=True))
+    return handles
 
 # %% ../nbs/machinery/hooks.ipynb #c69ff5ef4
 def _watch_embedding(lm, chunk):
@@ -105,7 +115,7 @@ def _watch_embedding(lm, chunk):
         follows = old is not None and ids.shape == (len(old), 1)       # one more token for each row
         seen["ids"] = torch.cat([old, ids], 1) if follows else ids
     def on_chunk(module, args, kwargs):
-        n, ids = args[0].shape[1], seen.get("ids")                     # only the newest n have not been seen, or all
+        n, ids = args[0].shape[1], seen.get("ids")                     # the newest n are new, or all
         known = ids is not None and len(ids) == len(args[0]) and ids.shape[1] >= n
         newest = ids[:, ids.shape[1] - n:] if known else None
         chunk.see(newest, kwargs.get("attention_mask"), ids.shape[1] - n if known else 0)
@@ -118,7 +128,7 @@ SINKS = 10.  # medians of a hook point's activations; what is longer is an atten
 class SinkFilter:
     "Takes attention sinks out of the masks of one hook point"
     def __init__(self,
-        multiple:float|None=SINKS, # what is longer than this many medians is a sink; None: nothing is
+        multiple:float|None=SINKS, # longer than so many medians is a sink; None: nothing is
         median:float|None=None, # norm of a typical activation there; None: that of the first chunk
     ): self.multiple, self.median = multiple, median
 
@@ -142,7 +152,8 @@ def _at(site, fn, before, chunk, no_sinks):
     heads = getattr(site, "hook_conversion", None)
     def edit(value):
         x, rest = (value[0], value[1:]) if isinstance(value, tuple) else (value, None)
-        new = fn(x if heads is None else heads.convert(x), no_sinks(x, chunk.mask))
+        mask = None if chunk.mask is None else chunk.mask.to(x.device)   # layers may lie apart
+        new = fn(x if heads is None else heads.convert(x), no_sinks(x, mask))
         if new is None: return None
         if heads is not None: new = heads.revert(new)
         return new if rest is None else (new, *rest)
@@ -157,21 +168,22 @@ def _at(site, fn, before, chunk, no_sinks):
 @contextmanager
 def hooked(
     lm:nn.Module, # a Hugging Face causal LM or a TransformerLens model
-    fns:dict, # hook name -> function (x [batch, pos, d_in], token_mask [batch, pos] or None) -> new x, or None
+    fns:dict, # hook name -> function (x [batch, pos, d_in], token_mask or None) -> new x, or None
     special:list[int]|None=None, # ids of special tokens; None: those that the LM knows of
     template:list=(), # see `template_parts`
     sinks:float|None=None, # see `SinkFilter`; None: sinks are tokens like any other
     medians:dict|None=None, # hook name -> median norm, as far as it is known
     prompt_length:int|None=None, # see `Chunk`
 ): # the `Chunk` under way
-    "Run functions at hook points for the length of a `with` block; whatever happens, no hook outlives it"
+    "Run functions at hook points for the length of a `with` block; no hook outlives it"
     special, handles = special_ids(lm) if special is None else special, []
-    special = torch.as_tensor(special, dtype=torch.long, device=next(lm.parameters()).device)
+    special = torch.as_tensor(special, dtype=torch.long, device=device_of(lm))
     chunk = Chunk(special, template, prompt_length)
     try:
         for hook_name, fn in fns.items():
             site, before = hook_site(lm, hook_name)
-            handles.append(_at(site, fn, before, chunk, SinkFilter(sinks, (medians or {}).get(hook_name))))
+            no_sinks = SinkFilter(sinks, (medians or {}).get(hook_name))
+            handles.append(_at(site, fn, before, chunk, no_sinks))
         handles += (_watch_embedding if is_hooked_transformer(lm) else _watch_call)(lm, chunk)
         with torch.compiler.set_stance("force_eager"): yield chunk
     finally:
@@ -195,5 +207,5 @@ def where_content(
     new:torch.Tensor, # [batch, pos, …]
     x:torch.Tensor, # [batch, pos, …], of the same shape
 ) -> torch.Tensor: # [batch, pos, …]
-    "`new` at content tokens, `x` elsewhere, whether the activation is one vector or one for each head"
+    "`new` at content tokens, `x` elsewhere; an activation may be one vector or one for each head"
     return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), new, x)
