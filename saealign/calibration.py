@@ -83,7 +83,8 @@ def at_strength(
 ) -> Intervention: # a copy
     "The same intervention at another strength"
     if getattr(intervention, "dial", None) is None:
-        raise ValueError(f"{intervention.label} has no dial to turn: calibrate one that has a level, a strength or a scale.")
+        raise ValueError(f"{intervention.label} has no dial to turn: calibrate one that has a "
+                         "level, a strength or a scale.")
     other = copy.copy(intervention)
     vars(other).pop("_known", None)
     setattr(other, intervention.dial, value)
@@ -117,12 +118,14 @@ def calibrate(
     "Find the strength at which an intervention costs a given number of nats"
     if not budget > 0: raise ValueError(f"budget={budget!r}: give a positive number of nats.")
     neutral, tried = neutral or model.neutral, {}
-    value = getattr(at_strength(intervention, 1.), intervention.dial)
+    at_strength(intervention, 1.)                                         # it has to have a dial
+    value = start = getattr(intervention, intervention.dial)
     for _ in range(most):
         other = at_strength(intervention, value)
         tried[value] = max(float(np.quantile(damage(model, other, neutral), quantile)), 1e-9)
         if abs(tried[value] / budget - 1) < tolerance: return other
         value = next_guess(tried, budget)
+        if abs(value) > 50 * max(abs(start), 1): break                    # nothing moves the model
     best = min(tried, key=lambda s: abs(np.log(tried[s] / budget)))
     warnings.warn(f"{intervention.label} costs {tried[best]:.2f} nats at {intervention.dial} {best:.3g}, "
                   f"the nearest to {budget} that was found.")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STATUS', 'app', 'reference_app', 'VERSION', 'TOPIC_HELP', 'COLUMN_HELP', 'POOL_HELP', 'CHAT_HELP', 'Topic', 'Column',
            'Prompt', 'Prompts', 'AsChat', 'Pool', 'PoolFile', 'RELEASE_HELP', 'Model', 'ChatModel', 'LM', 'Release',
-           'SaeId', 'METHODS', 'Method', 'MethodOption', 'Scores', 'ScoresOption', 'Scope', 'Level', 'Length', 'Seed',
-           'Json', 'MINILM', 'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Out', 'ALIGN_EXAMPLES', 'ERROR_HELP',
-           'COMPARE_EXAMPLES', 'READING', 'Methods', 'CHAT_EXAMPLES', 'WELCOME', 'DemoPool', 'show_version', 'common',
-           'check_seed', 'check_level', 'chosen', 'check_preset', 'load', 'sae_config', 'at_hand', 'preset_table',
-           'surroundings', 'facts', 'presets_text', 'info', 'build', 'all_scores', 'score', 'align', 'wanted_methods',
-           'compare', 'write_now', 'chat_command', 'demo', 'main']
+           'SaeId', 'METHODS', 'Method', 'MethodOption', 'Scores', 'ScoresOption', 'Scope', 'Budget', 'Strength',
+           'Length', 'Seed', 'Json', 'MINILM', 'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Out', 'ALIGN_EXAMPLES',
+           'ERROR_HELP', 'COMPARE_EXAMPLES', 'READING', 'Methods', 'CHAT_EXAMPLES', 'WELCOME', 'DemoPool',
+           'show_version', 'common', 'check_seed', 'check_number', 'chosen', 'check_preset', 'load', 'sae_config',
+           'at_hand', 'preset_table', 'surroundings', 'facts', 'presets_text', 'info', 'build', 'all_scores', 'score',
+           'align', 'wanted_methods', 'compare', 'write_now', 'chat_command', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #c005
 import json, math, platform, sys
@@ -90,13 +90,13 @@ def check_seed(seed:int) -> int:
     if 0 <= seed <= 2**62: return seed
     raise typer.BadParameter(f"{seed} is no seed: give a whole number from 0 to 2**62.")
 
-def check_level(level:float) -> float:
-    "Raise an error for a level that is not a finite number"
-    if math.isfinite(level): return level
-    raise typer.BadParameter(f"{level} is no level: give a number, such as 2.")
+def check_number(value:float|None) -> float|None:
+    "Raise an error for what is no finite number"
+    if value is None or math.isfinite(value): return value
+    raise typer.BadParameter(f"{value} is no number to steer by: give one such as 2.")
 
 # %% ../nbs/06_cli.ipynb #c21374412
-METHODS = "original", "reconstruct", "clamp", "swap", "topup"
+METHODS = "original", "reconstruct", "clamp", "swap", "topup", "vector"
 Method = Literal[METHODS]
 MethodOption = Annotated[Method, typer.Option(help="What to do to the model.")]
 Scores = Literal["minmax", "rank", "z"]
@@ -104,8 +104,10 @@ ScoresOption = Annotated[Scores, typer.Option(
     help="How distances become scores; minmax is the paper's.")]
 Scope = Annotated[Literal["all", "new", "prompt"], typer.Option(
     help="Which tokens to change: new ones, the prompt's, or all.")]
-Level = Annotated[float, typer.Option(
-    metavar="X", callback=check_level, help="How far topup goes; 1 is the topic's own prompts.")]
+Budget = Annotated[float, typer.Option(
+    metavar="X", callback=check_number, help="How many nats vector and topup may cost.")]
+Strength = Annotated[float|None, typer.Option(
+    metavar="X", callback=check_number, help="Of vector, topup or clamp, instead of a budget.")]
 Length = Annotated[int, typer.Option(min=1, metavar="N", help="How many tokens to write, at most.")]
 Seed = Annotated[int, typer.Option(metavar="N", callback=check_seed, help="Of the sampling.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -345,7 +347,7 @@ ERROR_HELP = "Leave in what the SAE cannot represent. Default: as the method has
 def align(
     topic:Topic, column:Column=None,
     prompt:Prompt=None, prompts:Prompts=None, chat:AsChat=False,
-    method:MethodOption="topup", level:Level=2.,
+    method:MethodOption="vector", budget:Budget=2., strength:Strength=None,
     scores:ScoresOption="minmax",
     keep_error:Annotated[bool|None, typer.Option(help=ERROR_HELP)]=None,
     scope:Scope="all",
@@ -354,7 +356,8 @@ def align(
     as_json:Json=False,
 ):
     "Continue prompts, steered towards a topic"
-    how = dict(method=method, scores=scores, keep_error=keep_error, scope=scope, level=level)
+    how = dict(method=method, scores=scores, keep_error=keep_error, scope=scope)
+    how |= dict(budget=budget, strength=strength)
     with reported():
         spec, (name, texts) = chosen(model, lm, release, sae_id), read_topic(topic, column)
         starts = wanted_prompts(prompt, prompts, column, chat)
@@ -393,20 +396,20 @@ Methods = Annotated[str, typer.Option(metavar="A,B,…", help="What to do to the
 def compare(
     topic:Topic, column:Column=None,
     prompt:Prompt=None, prompts:Prompts=None, chat:AsChat=False,
-    methods:Methods=",".join(METHODS), level:Level=2., scope:Scope="all",
+    methods:Methods=",".join(METHODS), budget:Budget=2., scope:Scope="all",
     max_new_tokens:Length=48, seed:Seed=0,
     model:ChatModel=None, lm:LM=None, release:Release=None, sae_id:SaeId=None, reference:Pool=None,
     as_json:Json=False,
 ):
     "Continue prompts in several ways, side by side"
-    how = dict(level=level, scope=scope, max_new_tokens=max_new_tokens, seed=seed)
+    how = dict(budget=budget, scope=scope, max_new_tokens=max_new_tokens, seed=seed)
     with reported():
         names, spec = wanted_methods(methods), chosen(model, lm, release, sae_id, "smollm2")
         starts = wanted_prompts(prompt, prompts, column, chat)
         name, texts = read_topic(topic, column)
         lm, ref = load(spec, reference, chat=chat)
         scored = ref.score(texts, name=name)
-        out = {m: lm.align(starts, scored, method=m, **how) for m in names}
+        out = {m: lm.align(starts, texts, ref, method=m, name=name, **how) for m in names}
         table = measured(lm, scored, out)
     result = dict(model=spec["name"], topic=name, reference=ref.fingerprint, **how)
     result |= dict(means=records(means(table)), generations=records(table))
@@ -427,7 +430,7 @@ Examples:
 """
 WELCOME = (f"You speak with {{}}. For other things than speaking: {COMMANDS}.\n"
            "The distance to the topic is near 1.3 for unrelated text, and lower the closer it is. "
-           "Contamination compares answers under one method and level.")
+           "Contamination compares answers under one method and strength.")
 
 # %% ../nbs/06_cli.ipynb #c8def82a8
 def write_now(
@@ -440,13 +443,13 @@ def write_now(
 @app.command("chat", epilog=CHAT_EXAMPLES)
 def chat_command(
     topic:Topic, column:Column=None,
-    method:MethodOption="topup", level:Level=2., scope:Scope="all",
+    method:MethodOption="vector", budget:Budget=2., strength:Strength=None, scope:Scope="all",
     max_new_tokens:Length=128, seed:Seed=0,
     model:ChatModel=None, lm:LM=None, release:Release=None, sae_id:SaeId=None, reference:Pool=None,
 ):
     "Hold a conversation, steered towards a topic"
-    stdout, how = sys.stdout, dict(method=method, scope=scope)
-    if method == "topup": how["level"] = level
+    stdout = sys.stdout
+    how = dict(method=method, budget=budget, strength=strength, scope=scope)
     with reported():
         spec = chosen(model, lm, release, sae_id, "smollm2")
         read_topic(topic, column)                          # what is wrong with it shows now
@@ -454,7 +457,7 @@ def chat_command(
         conversation.choose_topic(topic, column)
         tell(WELCOME.format(spec["name"]))
         with redirect_stdout(stdout): well = conversation.talk(typed_lines(), write_now)
-    if not (well or sys.stdin.isatty()): raise typer.Exit(2)
+    if not well: raise typer.Exit(2)
 
 # %% ../nbs/06_cli.ipynb #c076
 DemoPool = Annotated[Path|None, typer.Option(

@@ -73,7 +73,7 @@ def switched(
     acts = torch.cat([now.acts * ~stay.any(-1), -was.acts * ~stay.any(-2)], -1)
     return ActiveFeatures(acts, torch.cat([now.features, was.features], -1), was.d_sae)
 
-# %% ../nbs/machinery/interventions.ipynb #c77572066
+# %% ../nbs/machinery/interventions.ipynb #c8d9de3c5
 @patch
 def n_changed(self:Edit) -> torch.Tensor: # [batch, pos]
     "How many features were switched on or off"
@@ -155,7 +155,7 @@ def once(self:Intervention,
 @patch
 def __getstate__(self:Intervention): return {k: v for k, v in vars(self).items() if k != "_known"}
 
-# %% ../nbs/machinery/interventions.ipynb #c848e2051
+# %% ../nbs/machinery/interventions.ipynb #c3bb111e2
 @patch
 def apply(self:Intervention,
     sae:SAE, # the SAE at this hook point
@@ -233,7 +233,7 @@ def run_active(self:FeatureIntervention,
     edit.x = new if token_mask is None else where_content(token_mask, new, x)
     return edit
 
-# %% ../nbs/machinery/interventions.ipynb #c91476b25
+# %% ../nbs/machinery/interventions.ipynb #cd3cc66f9
 @patch
 def where(self:ActiveFeatures,
     mask:torch.Tensor, # bool [...]
@@ -271,7 +271,7 @@ class Then(Intervention):
         first = self.first.apply(sae, x, mask, chunk)
         return joined_edits(first, self.second.apply(sae, first.x, mask, chunk))
 
-# %% ../nbs/machinery/interventions.ipynb #cb81d1dbf
+# %% ../nbs/machinery/interventions.ipynb #cbb3e7a37
 def joined_edits(
     first:Edit, # of the first
     second:Edit, # of the second, made from what the first left
@@ -333,7 +333,7 @@ def shares_of(self:Each,
         out.append((same[0], slice(start, start := start + n * len(same))))
     return out
 
-# %% ../nbs/machinery/interventions.ipynb #c9cc42953
+# %% ../nbs/machinery/interventions.ipynb #ccb6c3159
 @patch
 def apply(self:Each, sae, x, mask, chunk):
     "Hand to each the rows that are its own, with what is known of them"
@@ -414,7 +414,7 @@ class Trace:
         noted = start, contaminated, edit.n_changed()
         self.sites.setdefault(hook_name, []).append(noted)
 
-# %% ../nbs/machinery/interventions.ipynb #c91b3669b
+# %% ../nbs/machinery/interventions.ipynb #c71b5ec23
 def joined_chunks(
     chunks:list, # of (start, values [batch, pos])
 ) -> torch.Tensor: # [batch, all_pos]
@@ -443,7 +443,7 @@ def collect(self:Trace) -> tuple[np.ndarray, np.ndarray]: # contamination, chang
     n = [joined_chunks([(s, n) for s, _, n in chunks]) for chunks in self.sites.values()]
     return torch.stack(c).nanmean(0).cpu().numpy(), torch.stack(n).sum(0).cpu().numpy()
 
-# %% ../nbs/machinery/interventions.ipynb #c537d305e
+# %% ../nbs/machinery/interventions.ipynb #c5224c410
 def saes_by_name(
     sae:SAE|list[SAE]|dict, # one, several, or by hook name
 ) -> dict: # hook name -> SAE

@@ -73,7 +73,7 @@ def n_hooks(
     parts = {*lm.modules(), *getattr(lm, "original_model", nn.Module()).modules()}
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parts)
 
-# %% ../nbs/machinery/language_models.ipynb #cca1ae9eb
+# %% ../nbs/machinery/language_models.ipynb #cb6ba6686
 def device_of(
     module:nn.Module, # a language model, or a part of one
 ) -> torch.device|None: # None for a part without weights
@@ -84,7 +84,7 @@ def device_of(
     devices = [p.device for p in module.parameters()]
     return next((d for d in devices if d.type != "meta"), devices[0] if devices else None)
 
-# %% ../nbs/machinery/language_models.ipynb #cf2449ea8
+# %% ../nbs/machinery/language_models.ipynb #ce898eda6
 def weights_of(
     module:nn.Module, # a language model or an SAE
 ): # yields name and tensor
@@ -129,7 +129,7 @@ def candidates(
     pairs = [(first(attn), first(mlp)) for attn, mlp in WRITERS]
     return [pair for pair in pairs if None not in pair]
 
-# %% ../nbs/machinery/language_models.ipynb #c337b217a
+# %% ../nbs/machinery/language_models.ipynb #c0ede1a2c
 class _Enough(Exception): "Raised by a hook behind the layer that is looked at"
 
 @torch.no_grad()
@@ -150,13 +150,17 @@ def layer_outputs(
     handles += [part.register_forward_hook(note) for part in parts]
     handles.append(layer.register_forward_hook(after, prepend=True))
     ids = torch.arange(1, 6, device=device_of(lm))[None]                # any tokens will do
-    try: unwrapped(lm)(input_ids=ids, use_cache=False)
+    training = [part for part in layer.modules() if part.training]
+    try:
+        layer.eval()                                                    # dropout adds noise
+        unwrapped(lm)(input_ids=ids, use_cache=False)
     except _Enough: pass
     finally:
+        for part in training: part.training = True
         for h in handles: h.remove()
     return seen
 
-# %% ../nbs/machinery/language_models.ipynb #cb4de6421
+# %% ../nbs/machinery/language_models.ipynb #ca232ca87
 def adds_up(
     seen:dict, # of `layer_outputs`
     attn:nn.Module, # may hand over what attention adds
@@ -166,12 +170,12 @@ def adds_up(
     if any(part not in seen or seen[part].shape != seen["post"].shape for part in (attn, mlp)):
         return False
     if seen["post"].is_meta: return True                                # no numbers to check
-    pre, post, *added = (seen[k].double() for k in ("pre", "post", attn, mlp))
+    pre, post, *added = (seen[k].float() for k in ("pre", "post", attn, mlp))
     rest = post - pre - sum(added)
     rounding = 4 * torch.finfo(seen["post"].dtype).eps * (pre.norm() + post.norm())
     return bool(rest.norm() <= 1e-3 * sum(a.norm() for a in added) + rounding)
 
-# %% ../nbs/machinery/language_models.ipynb #cece37c55
+# %% ../nbs/machinery/language_models.ipynb #cf2b494b6
 _WRITERS = weakref.WeakKeyDictionary()  # layer -> its two writers, or None
 
 def writers(
@@ -204,7 +208,7 @@ def hook_site(
     if known and found: return found[parts[2] == "mlp_out"], False
     _no_place(lm, hook_name, len(layers), bool(found))
 
-# %% ../nbs/machinery/language_models.ipynb #c14a10365
+# %% ../nbs/machinery/language_models.ipynb #c4f247fb8
 def _lens_site(lm, hook_name):
     "`hook_site` of a TransformerLens model, which keeps a table of its places"
     places = lm.hook_dict
@@ -227,7 +231,7 @@ def _no_place(lm, hook_name, n, with_writers):
 def content_mask(
     input_ids:torch.Tensor, # [batch, pos], all tokens or, while decoding, only the newest
     special_ids:list[int]|torch.Tensor, # BOS, EOS, padding …
-    attention_mask:torch.Tensor|None=None, # [batch, all_pos], 0 for padding; its last columns belong to `input_ids`
+    attention_mask:torch.Tensor|None=None, # [batch, all_pos], 0 for padding, `input_ids` last
     template:list[list[int]]=(), # see `template_parts`
 ) -> torch.Tensor: # bool [batch, pos]
     "True where a token is content: not special, not the chat template's, not padding"
@@ -282,7 +286,7 @@ def lm_logits(
     out = lm(input_ids, attention_mask=attention_mask)
     return out if isinstance(out, torch.Tensor) else out.logits
 
-# %% ../nbs/machinery/language_models.ipynb #c8967d847
+# %% ../nbs/machinery/language_models.ipynb #cf50af1bc
 def _hooked_transformer_ids(lm, tokens, options):
     "Continue tokens with a HookedTransformer, which reads off the tokens what is padding"
     ids, mask = tokens["input_ids"], tokens["attention_mask"].bool()

@@ -238,7 +238,7 @@ def first_id(
         raise ValueError(f"prepend_bos={wanted!r}: the tokenizer knows no such token.")
     return found
 
-# %% ../nbs/00_sae_mechanics.ipynb #cd72e5f84
+# %% ../nbs/00_sae_mechanics.ipynb #ce1b1797d
 def trained_with_bos(
     saes:list[SAE], # of one model
 ) -> bool|None: # None where no SAE says
@@ -250,7 +250,7 @@ def trained_with_bos(
                          "say which it shall be, prepend_bos=True or prepend_bos=False.")
     return next(iter(said.values()), None)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c121ab5f9
+# %% ../nbs/00_sae_mechanics.ipynb #c1d605a11
 def beside(
     sae:SAE, # as given
     lm:nn.Module, # the language model
@@ -363,7 +363,7 @@ def from_pretrained(cls:SAEModel,
                                 "a network.") from e
     return cls(lm, tokenizer, saes, name=name)
 
-# %% ../nbs/00_sae_mechanics.ipynb #c39c7ea61
+# %% ../nbs/00_sae_mechanics.ipynb #c0b22a97a
 def has_surrogates(
     prompt, # a text, or a list of messages
 ) -> bool:
@@ -509,7 +509,7 @@ def sliding_losses(self:SAEModel,
     if odd:
         raise ValueError(f"A window of {windows.shape[1]} tokens has no half: "
                          "cut the texts into windows of an even size.")
-    overlapping = windows.flatten().unfold(0, 2 * half, half)            # each starts in the last's middle
+    overlapping = windows.flatten().unfold(0, 2 * half, half)            # by half a window
     nats = self.losses(overlapping, batch_size)
     return nats[::2], torch.cat([nats[0, :half], nats[:, half:].flatten()])
 
@@ -567,7 +567,7 @@ class SAETally:
         return dict(explained_variance=1 - self.error / variance, l0=self.on / self.n,
                     dead=1 - self.fired.float().mean().item())
 
-# %% ../nbs/00_sae_mechanics.ipynb #ce816a265
+# %% ../nbs/00_sae_mechanics.ipynb #c3a8cf0fd
 @patch
 def content_loss(self:SAEModel,
     tokens:dict, # of `to_tokens`
@@ -580,7 +580,7 @@ def content_loss(self:SAEModel,
     counts = mask[:, 1:].flatten().to(logits.device)
     return nats[counts].mean().item()
 
-# %% ../nbs/00_sae_mechanics.ipynb #c697e5ba6
+# %% ../nbs/00_sae_mechanics.ipynb #ce2aaff0e
 LEAST_EXPLAINED = .3  # of the variance; SAEs in use explain .6 to .95
 
 @patch
@@ -607,7 +607,7 @@ def check(self:SAEModel,
         warn_misfit(hook_name, rows[hook_name])
     return pd.DataFrame(rows).T.drop(columns="dead").rename_axis("hook_name")
 
-# %% ../nbs/00_sae_mechanics.ipynb #c16cb4b28
+# %% ../nbs/00_sae_mechanics.ipynb #c5966a17a
 def warn_misfit(
     hook_name:str, # where
     measured:dict, # explained_variance and l0

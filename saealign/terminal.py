@@ -250,12 +250,12 @@ def compared_text(
     "Continuations of the same prompts, for people"
     from saealign.eval import side_by_side
     if width >= 20 * len(generations): return side_by_side(generations, width)
-    lines, indent = [], " " * 14
+    lines, indent = [], " " * 15
     for column in zip(*generations):
         lines.append(wrap(f"\n{column[0].asked.strip()} …"))
         for g in column:
             text = " ".join(g.text.split())
-            lines.append(wrap(text or "(nothing)", initial_indent=f"  {g.label:12}",
+            lines.append(wrap(text or "(nothing)", initial_indent=f"  {g.label:13}",
                               subsequent_indent=indent))
     return "\n".join(lines)
 
@@ -302,10 +302,11 @@ class Chat:
         max_new_tokens:int=128, # length of an answer, at most
         seed:int=0, # of the first answer; the next one's is one more
         scores:str="minmax", # how distances become scores, see `score_topics`
-        **how, # method, level and so on, as for `SAEModel.align`
+        **how, # method, budget, strength, keep_error and scope, as for `SAEModel.align`
     ):
         check_chat(model)
         self.model, self.ref, self.how, self.scores = model, ref, how, scores
+        self.texts, self.intervention = [], None
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.messages, self.topic, self.steered = [], None, True
 
@@ -318,7 +319,7 @@ def choose_topic(self:Chat,
     "Steer towards another topic from the next answer on"
     name, texts = read_topic(topic, column)
     self.topic = self.ref.score(texts, name=name, method=self.scores)
-    self.steered = True
+    self.texts, self.intervention, self.steered = texts, None, True
     return f"[towards {name}: {len(texts)} texts]"
 
 # %% ../nbs/machinery/terminal.ipynb #c9fa920e9
@@ -327,13 +328,14 @@ def choose_level(self:Chat,
     level:str, # as typed
 ) -> str: # what is to be said about it
     "Steer as strongly as this from the next answer on"
-    if self.how.get("method", "topup") != "topup":
-        raise ValueError(f"{self.how['method']} has no level: start with --method topup.")
+    method = self.how.get("method", "vector")
+    if method in ("swap", "reconstruct", "original"):
+        raise ValueError(f"{method} has no level: start with --method vector.")
     try: number = float(level)
     except ValueError: number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"/level {level}: give a number, such as /level 1.5.")
-    self.how["level"], self.steered = number, True
+    self.how["strength"], self.intervention, self.steered = number, None, True
     return f"[level {number:g}]"
 
 # %% ../nbs/machinery/terminal.ipynb #c70b5fabb
@@ -362,8 +364,8 @@ def numbers(self:Chat,
 ) -> str:
     "What is measured of an answer, as one line"
     topic, said = self.topic, [g.label]
-    if self.steered and self.how.get("method", "topup") == "topup" and "level" in self.how:
-        said.append(f"level {self.how['level']:g}")
+    dial = getattr(self.intervention, "dial", None)
+    if self.steered and dial: said.append(f"{dial} {getattr(self.intervention, dial):.3g}")
     if g.text.strip(): said.append(f"distance to {topic.name} {topic.distance([g.text])[0]:.2f}")
     if self.steered and not math.isnan(g.mean_contamination):
         said.append(f"contamination {g.mean_contamination:.2f}")
@@ -406,6 +408,21 @@ class Shown:
         self.pieces.end()
         self.flush()
 
+# %% ../nbs/machinery/terminal.ipynb #c4f2906f8
+@patch
+def steering(self:Chat): # Intervention, or None
+    "What is done to the model, as `SAEModel.align` would do it"
+    if self.intervention is not None: return self.intervention
+    from saealign.calibration import calibrate
+    from saealign.swap_clamp import steering
+    how = dict(method="vector", strength=None) | self.how
+    budget = how.pop("budget", 2.)
+    if how["method"] == "vector": how["shares"] = self.model.shares(self.texts)
+    self.intervention = steering(topic=self.topic, **how)
+    if how["strength"] is None and how["method"] in ("vector", "topup"):
+        self.intervention = calibrate(self.model, self.intervention, budget)
+    return self.intervention
+
 # %% ../nbs/machinery/terminal.ipynb #cae405828
 @patch
 def answer(self:Chat,
@@ -413,13 +430,14 @@ def answer(self:Chat,
     write, # a function that prints a piece of text
 ) -> None:
     "Put a question to the model, and write the answer as it comes, and its numbers"
-    how = self.how if self.steered else dict(method="original")
     self.messages.append(dict(role="user", content=question))
     try:
         self.make_room()
         shown = Shown(self.model, write)
         size = dict(max_new_tokens=self.max_new_tokens, seed=self.seed)
-        g, = self.model.align(self.messages, self.topic, stopping_criteria=[shown], **how, **size)
+        how = self.steering() if self.steered else None
+        g, = self.model.generate(self.messages, how, topic=self.topic,
+                                 stopping_criteria=[shown], **size)
         shown.end()
     except BaseException:
         self.messages.pop()
