@@ -6,7 +6,7 @@ __all__ = ["AddVector", "calibrate", "Clamp", "ReferenceSet", "Reconstruct", "SA
 def __getattr__(name):
     "Import the library when one of its names is first used: `saealign --help` need not wait for PyTorch"
     if name not in __all__: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from saealign import interventions, swap_clamp  # and all before them: every class has all its methods
+    from saealign import interventions, sae_fit, swap_clamp  # and all before: every class with its methods
     return getattr(interventions if name == "steer" else swap_clamp, name)
 
 def __dir__(): return [*globals(), *__all__]

@@ -141,8 +141,8 @@ def sae_bytes(
     return 4 * (2 * d_in * d_sae + 2 * d_sae + d_in)
 
 # %% ../nbs/05_costs.ipynb #c77f2724d
-READ = dict(topk=4, jumprelu=13)   # bytes for each feature of each token, in a reference pass
-SWAP = dict(topk=8, jumprelu=21)   # the same, with Swap
+READ = dict(topk=4, jumprelu=17)   # bytes for each feature of each token, in a reference pass
+SWAP = dict(topk=8, jumprelu=25)   # the same, with Swap
 
 def batch_bytes(
     config, # of a Hugging Face language model

@@ -251,7 +251,9 @@ def n_together(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give the number of prompts at a time, "
                          "at least 1.")
-    return 1 if any(options.get(name) is not None for name in ONE_AT_A_TIME) else batch_size
+    alone = any(options.get(name) is not None for name in ONE_AT_A_TIME)
+    unfilled = padding(options) is not None and not options["eos_token_id"]   # rows that stop go on
+    return 1 if alone or unfilled else batch_size
 
 # %% ../nbs/machinery/generation.ipynb #ceb1f9b11
 @patch

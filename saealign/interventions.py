@@ -450,6 +450,7 @@ def saes_by_name(
     "SAEs by the hook points that their metadata name"
     if isinstance(sae, dict): sae = list(sae.values())
     saes = list(sae) if isinstance(sae, (list, tuple)) else [sae]
+    for s in saes: check_architecture(s)
     return {s.cfg.metadata.hook_name: s for s in saes}
 
 def check_intervention(
