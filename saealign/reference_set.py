@@ -237,8 +237,6 @@ def model(self:ReferenceSet) -> SAEModel|None:
     return self._model and self._model()
 
 # %% ../nbs/01_reference_set.ipynb #c983ad0fd
-JOINED, STATS = "reference.safetensors", "stats.safetensors"  # made of all shards: everything, or statistics alone
-
 @patch(cls_method=True)
 def mapped(cls:ReferenceSet,
     prompts:pd.DataFrame, # all prompts, in order
