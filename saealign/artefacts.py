@@ -54,11 +54,14 @@ def new_folder(
 ):
     "A folder that appears at its place when the `with` block has filled it, or not at all"
     folder = Path(folder).absolute()
-    if folder.is_file(): raise FileExistsError(f"{folder} is a file: give a folder, a new one or an empty one.")
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file: give a folder, a new one or an empty one.")
     there = {p.name for p in folder.glob("*")}
     if foreign := sorted(there - {*files, ABOUT, CARD} if ABOUT in there else there):
-        raise FileExistsError(f"{folder} holds {', '.join(foreign[:3])}, which does not belong to what is to be "
-                              "saved: give a new folder or an empty one.")
+        raise FileExistsError(
+            f"{folder} holds {', '.join(foreign[:3])}, which does not belong to what is to be "
+            "saved: give a new folder or an empty one."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as tmp:
         (new := Path(tmp) / "new").mkdir()
@@ -68,7 +71,8 @@ def new_folder(
             if folder.exists(): folder.rename(old)
             new.rename(folder)
         finally:
-            if old.exists() and not folder.exists(): old.rename(folder)     # the second step failed: take back the first
+            if old.exists() and not folder.exists():
+                old.rename(folder)     # the second step failed: take back the first
 
 # %% ../nbs/machinery/artefacts.ipynb #c7e3baa80
 def write_about(
@@ -78,7 +82,13 @@ def write_about(
     **facts, # `provenance`, and others that JSON can hold
 ) -> None:
     "Write what a folder holds, and the checksums of its files"
-    about = dict(format=kind, version=FORMAT, saealign=__version__, **facts, files={n: checksum(folder / n) for n in files})
+    about = dict(
+        format=kind,
+        version=FORMAT,
+        saealign=__version__,
+        **facts,
+        files={n: checksum(folder / n) for n in files}
+    )
     (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
 
 def read_about(
@@ -87,15 +97,25 @@ def read_about(
 ) -> dict:
     "What a folder says that it holds"
     if not (path := folder / ABOUT).is_file():
-        raise FileNotFoundError(f"{folder} has no {ABOUT}: give a folder that save_pretrained wrote.")
+        raise FileNotFoundError(
+            f"{folder} has no {ABOUT}: give a folder that save_pretrained wrote."
+        )
     try: about = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not JSON ({e}): get it again.") from e
     is_ = about.get("format") if isinstance(about, dict) else None
-    if is_ != kind: raise ValueError(f"{path} says that this is a {is_!r}; what is wanted is a {kind!r}.")
+    if is_ != kind:
+        raise ValueError(f"{path} says that this is a {is_!r}; what is wanted is a {kind!r}.")
     if about.get("version") != FORMAT:
-        raise ValueError(f"{folder} is in version {about.get('version')!r} of the format, written by saealign "
-                         f"{about.get('saealign')}; saealign {__version__} reads version {FORMAT}: install the other one.")
-    saes = made["saes"] if isinstance(made := about.get("provenance"), dict) and "saes" in made else {}
+        raise ValueError(
+            f"{folder} is in version {about.get('version')!r} of the format, written by saealign"
+            f" {about.get('saealign')}; saealign {__version__} reads version {FORMAT}: install the"
+            " other one."
+        )
+    saes = (
+        made["saes"]
+        if isinstance(made := about.get("provenance"), dict) and "saes" in made
+        else {}
+    )
     if not isinstance(made, dict) or not isinstance(saes, dict) or not all(isinstance(s, dict) for s in saes.values()):
         raise ValueError(f"{path} does not say what this was made with: get it again.")
     return about
@@ -109,16 +129,27 @@ def check_files(
     "Raise an error unless these files, no others, are listed, there, and what was saved"
     listed = about.get("files")
     if not isinstance(listed, dict) or set(listed) != set(files):
-        raise ValueError(f"{folder / ABOUT} lists {listed!r} as files; those of a {about['format']} are {', '.join(files)}.")
+        raise ValueError(
+            f"{folder / ABOUT} lists {listed!r} as files; those of a {about['format']} are"
+            f" {', '.join(files)}."
+        )
     for name in files:
-        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder} lacks {name}: save or download it again.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name}: save or download it again.")
         if checksum(folder / name) != listed[name]:
-            raise ValueError(f"{folder / name} is not the file that was saved, its checksum differs: get it again.")
+            raise ValueError(
+                f"{folder / name} is not the file that was saved, its checksum differs: get it"
+                " again."
+            )
 
 # %% ../nbs/machinery/artefacts.ipynb #c51f4a591
 def model_provenance(model:SAEModel) -> dict: # model, lm, and saes by hook name
     "Name and fingerprints of a model"
-    return dict(model=model.name, lm=fingerprint(model.lm), saes={h: dict(fingerprint=fingerprint(s)) for h, s in model.saes.items()})
+    return dict(
+        model=model.name,
+        lm=fingerprint(model.lm),
+        saes={h: dict(fingerprint=fingerprint(s)) for h, s in model.saes.items()},
+    )
 
 def fingerprints(provenance:dict) -> dict: # part -> fingerprint
     "The fingerprints in what something was made with"
@@ -136,8 +167,11 @@ def check_provenance(
     was, who = fingerprints(then), lambda made: made.get("model") or "a model without a name"
     for part, is_now in fingerprints(now).items():
         if was.get(part) != is_now:
-            raise ValueError(f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is {who(now)}, {part} "
-                             f"{is_now or 'unknown'}. Load what it was made with, or make it again.")
+            raise ValueError(
+                f"{what} was made with {who(then)}, {part} {was.get(part) or 'unknown'}; this is"
+                f" {who(now)}, {part} {is_now or 'unknown'}. Load what it was made with, or make"
+                " it again."
+            )
 
 # %% ../nbs/machinery/artefacts.ipynb #c647ee39e
 def md_table(
@@ -146,7 +180,11 @@ def md_table(
 ) -> str:
     "A table in Markdown, with cells that are shown as they are"
     marks = str.maketrans({c: f"&#{ord(c)};" for c in "|[]*`"})
-    line = lambda cells: "| " + " | ".join(" ".join(escape(str(c)).translate(marks).split()) for c in cells) + " |"
+    line = (
+        lambda cells: "| "
+        + " | ".join(" ".join(escape(str(c)).translate(marks).split()) for c in cells)
+        + " |"
+    )
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 def make_card(
@@ -158,24 +196,42 @@ def make_card(
 ) -> str:
     "A card as the Hub shows it: front matter, how to load it, what is in it"
     if not isinstance(license, str) or not license.strip():
-        raise ValueError(f"license={license!r}: give an id as the Hub lists them, such as 'mit', 'cc-by-4.0' or 'other'.")
+        raise ValueError(
+            f"license={license!r}: give an id as the Hub lists them, such as 'mit', 'cc-by-4.0' or"
+            " 'other'."
+        )
     tags = ["saealign", "sparse-autoencoder", "interpretability"]
-    front = "\n".join(f"{k}: {json.dumps(v)}" for k, v in dict(license=license, library_name="saealign", tags=tags).items())
+    front = "\n".join(
+        f"{k}: {json.dumps(v)}"
+        for k, v in dict(license=license, library_name="saealign", tags=tags).items()
+    )
     title = " ".join(escape(title).split())
-    return "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables]) + "\n"
+    return (
+        "\n\n".join([f"---\n{front}\n---", f"# {title}", text, f"```python\n{code}\n```", *tables])
+        + "\n"
+    )
 
 # %% ../nbs/machinery/artefacts.ipynb #c390a4c5d
 def provenance_rows(provenance:dict) -> list: # of cells
     "What something was made with, as rows of a card"
     of = lambda key: str(provenance.get(key) or "unknown")
-    return [["language model", of("model")], ["its fingerprint", of("lm")], ["fingerprint of the prompts", of("pool")[:16]],
-            ["fingerprint of the reference set", of("reference")], ["embedder", of("embedder")],
-            ["written by", f"saealign {__version__}, format {FORMAT}"]]
+    return [
+        ["language model", of("model")],
+        ["its fingerprint", of("lm")],
+        ["fingerprint of the prompts", of("pool")[:16]],
+        ["fingerprint of the reference set", of("reference")],
+        ["embedder", of("embedder")],
+        ["written by", f"saealign {__version__}, format {FORMAT}"],
+    ]
 
 def sae_cells(provenance:dict, hook_name:str|None) -> list:
     "An SAE in a card: hook point, id or name, fingerprint"
     sae = provenance.get("saes", {}).get(hook_name, {})
-    return [hook_name or "any", sae.get("neuronpedia_id") or sae.get("name") or "unknown", sae.get("fingerprint") or "unknown"]
+    return [
+        hook_name or "any",
+        sae.get("neuronpedia_id") or sae.get("name") or "unknown",
+        sae.get("fingerprint") or "unknown",
+    ]
 
 # %% ../nbs/machinery/artefacts.ipynb #cda4c6b18
 def artefact_folder(
@@ -186,14 +242,18 @@ def artefact_folder(
     "Where an artefact lies on disk, downloaded if need be"
     if Path(name).is_dir(): return Path(name)
     if left := sorted((at := Path(name).absolute()).parent.glob(f".{at.name}.*/old"), key=os.path.getmtime):
-        raise FileNotFoundError(f"A save of {name} was cut off at its last step: what was there before is whole in {left[-1]}, what was to "
-                                f"come in {left[-1].with_name('new')}. Rename one of them to {at}.")
+        raise FileNotFoundError(
+            f"A save of {name} was cut off at its last step: what was there before is whole in"
+            f" {left[-1]}, what was to come in {left[-1].with_name('new')}. Rename one of them to"
+            f" {at}."
+        )
     try: return Path(snapshot_download(str(name), allow_patterns=[*files, ABOUT, CARD], **hub))
     except (OSError, HFValidationError) as e:
         raise FileNotFoundError(
-            f"{str(name)!r} is not a folder here, and could not be had from the Hugging Face Hub ({e}). Check the name. "
-            "Offline, only what was downloaded before is at hand: run this once with a network, or give a folder that "
-            "save_pretrained wrote.") from e
+            f"{str(name)!r} is not a folder here, and could not be had from the Hugging Face Hub"
+            f" ({e}). Check the name. Offline, only what was downloaded before is at hand: run"
+            " this once with a network, or give a folder that save_pretrained wrote."
+        ) from e
 
 # %% ../nbs/machinery/artefacts.ipynb #c8dc88835
 def push_folder(
@@ -209,10 +269,17 @@ def push_folder(
         folder = save(Path(tmp) / "artefact")
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload with saealign {__version__}")
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Upload with saealign {__version__}",
+            )
         except OSError as e:
-            raise ConnectionError(f"Could not push to {repo_id!r} ({e}). Log in with `hf auth login`, with a token that may "
-                                  "write there, and see that there is a network. save_pretrained works without either.") from e
+            raise ConnectionError(
+                f"Could not push to {repo_id!r} ({e}). Log in with `hf auth login`, with a token"
+                " that may write there, and see that there is a network. save_pretrained works"
+                " without either."
+            ) from e
 
 # %% ../nbs/machinery/artefacts.ipynb #cff22c6d7
 def to_hub_cache(

@@ -51,7 +51,9 @@ def neutral_text(
     given = model.to_tokens(prompts, "left", reserve=new_tokens)
     start = given["input_ids"].shape[1]
     with quick(model):
-        ids = generate_ids(model.lm, given, new_tokens, do_sample=False)   # [batch, pos + new_tokens]
+        ids = generate_ids(
+            model.lm, given, new_tokens, do_sample=False
+        )  # [batch, pos + new_tokens]
         new = torch.ones_like(ids[:, start:])
         attended = torch.cat([given["attention_mask"], new], 1)
         tokens = dict(input_ids=ids, attention_mask=attended)
@@ -127,6 +129,8 @@ def calibrate(
         value = next_guess(tried, budget)
         if abs(value) > 50 * max(abs(start), 1): break                    # nothing moves the model
     best = min(tried, key=lambda s: abs(np.log(tried[s] / budget)))
-    warnings.warn(f"{intervention.label} costs {tried[best]:.2f} nats at {intervention.dial} {best:.3g}, "
-                  f"the nearest to {budget} that was found.")
+    warnings.warn(
+        f"{intervention.label} costs {tried[best]:.2f} nats at {intervention.dial} {best:.3g}, "
+        f"the nearest to {budget} that was found."
+    )
     return at_strength(intervention, best)

@@ -23,7 +23,9 @@ def import_ray():
     "Ray with its data library, which an extra brings"
     try: import ray, ray.data
     except ImportError as e:
-        raise ImportError("engine='ray' needs Ray, which is not installed: pip install 'saealign[ray]'") from e
+        raise ImportError(
+            "engine='ray' needs Ray, which is not installed: the extra saealign[ray] brings it"
+        ) from e
     return ray
 
 def check_engine(
@@ -31,8 +33,10 @@ def check_engine(
     pool:dict, # what else was given for it
 ) -> None:
     "Raise an error unless shards can be made there"
-    if engine not in ("local", "ray"): raise ValueError(f"Unknown engine {engine!r}: choose 'local' or 'ray'.")
-    if engine == "local" and pool: raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"Unknown engine {engine!r}: choose 'local' or 'ray'.")
+    if engine == "local" and pool:
+        raise TypeError(f"{', '.join(pool)}: no such argument, unless engine='ray'.")
     if engine == "ray": import_ray()
 
 # %% ../nbs/machinery/cluster.ipynb #c03c77a16
@@ -63,7 +67,9 @@ class ShardActor:
     def __call__(self, batch:dict) -> dict: # {"shard": numbers of shards}, and the same again
         for k in batch["shard"].tolist():
             prompts = pq.ParquetFile(self.texts).read_row_group(k)["prompt"].to_pylist()
-            write_shard(self.paths[k], *self.build(self.model, prompts, self.embedder, **self.settings))
+            write_shard(
+                self.paths[k], *self.build(self.model, prompts, self.embedder, **self.settings)
+            )
         return batch
 
 # %% ../nbs/machinery/cluster.ipynb #c81e57a08
@@ -96,15 +102,19 @@ def ray_shards(
         gpu = has.get("GPU", 0) >= 1 and (model.device.type == "cuda" or load is not None)
         workers = workers or int(has["GPU"] if gpu else max(1, has.get("CPU", 1) // threads))
         sent = None if load else ray.put((model, embedder))
-        work = ray.data.from_items([dict(shard=k) for k in missing], override_num_blocks=len(missing))
+        work = ray.data.from_items(
+            [dict(shard=k) for k in missing], override_num_blocks=len(missing)
+        )
         def fetch(): return ray.get(sent)
         made_of = load or fetch, build, in_file, paths, threads, settings
         pool = ray.data.ActorPoolStrategy(size=workers)
         work = work.map_batches(ShardActor, fn_constructor_args=made_of, batch_size=1, compute=pool,
                                 num_cpus=threads, num_gpus=int(gpu))
-        work.context.enable_progress_bars = False                           # Ray's own; ours is this one
+        work.context.enable_progress_bars = False  # Ray's own; ours is this one
         with tqdm(total=len(missing), desc="reference set", unit="shard", leave=False) as bar:
             for _ in work.iter_rows(): bar.update()
     if lost := [p.name for p in paths if not p.exists()]:
-        raise FileNotFoundError(f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all machines of the "
-                                "Ray cluster see; give one as cache=.")
+        raise FileNotFoundError(
+            f"{paths[0].parent} lacks {', '.join(lost[:3])} …: it has to be a folder that all"
+            " machines of the Ray cluster see; give one as cache=."
+        )

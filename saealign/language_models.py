@@ -110,9 +110,11 @@ def decoder_layers(
         found = lm
         for name in path.split("."): found = getattr(found, name, None)
         if isinstance(found, nn.ModuleList): return found
-    raise ValueError(f"No decoder layers found in {type(lm).__name__}: "
-                     f"looked for {', '.join(LAYER_LISTS)}. "
-                     "Pass a Hugging Face causal language model, such as AutoModelForCausalLM gives.")
+    raise ValueError(
+        f"No decoder layers found in {type(lm).__name__}: "
+        f"looked for {', '.join(LAYER_LISTS)}. "
+        "Pass a Hugging Face causal language model, such as AutoModelForCausalLM gives."
+    )
 
 # %% ../nbs/machinery/language_models.ipynb #c3bd278a3
 WRITERS = (  # where attention and MLP may hand over what is added: after a second norm, or directly
@@ -257,7 +259,9 @@ def special_ids(
     tokenizer=None, # which may know more of them
 ) -> list[int]:
     "Ids of all special tokens that the config or the tokenizer know"
-    tokenizers = tokenizer, getattr(lm, "tokenizer", None)  # a TransformerLens model has one of its own
+    tokenizers = tokenizer, getattr(
+        lm, "tokenizer", None
+    )  # a TransformerLens model has one of its own
     ids = set(config_ids(lm))
     for t in tokenizers:
         if t is not None: ids.update(all_special_ids(t))
@@ -360,7 +364,9 @@ def as_hooked_transformer(
                                   n_heads=c.num_attention_heads, device=str(lm.device),
                                   dtype=lm.dtype, **own)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TransformerLens 4 will have the bridge alone
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # TransformerLens 4 will have the bridge alone
         hooked_lm = HookedTransformer(cfg, tokenizer)
     family = dict(gpt2="gpt2", gemma2="gemma")[c.model_type]
     convert = getattr(weight_conversions, f"convert_{family}_weights")

@@ -61,7 +61,9 @@ def bundled_topic(
     table = pd.read_parquet(ASSETS / "topics.parquet")
     if name not in set(table.topic):
         known = ", ".join(table.topic.unique())
-        raise ValueError(f"Unknown topic {name!r}. The package carries {known}: choose one, or give texts.")
+        raise ValueError(
+            f"Unknown topic {name!r}. The package carries {known}: choose one, or give texts."
+        )
     if split not in ("align", "heldout", "generated"):
         raise ValueError(f"Unknown split {split!r}: choose 'align', 'heldout' or 'generated'.")
     return table.query("topic == @name and split == @split").text.tolist()
@@ -73,7 +75,10 @@ def as_texts(
     "The topic's texts, none of them blank"
     if isinstance(texts, Path): texts = read_lines(texts)
     if isinstance(texts, str):
-        raise TypeError("A topic is a list of texts. For a file give a pathlib.Path; for one text, a list of one.")
+        raise TypeError(
+            "A topic is a list of texts. For a file give a pathlib.Path; for one text, a list of"
+            " one."
+        )
     texts = list(texts)
     bad = [i for i, t in enumerate(texts) if not isinstance(t, str) or not t.strip()]
     if bad or not texts:

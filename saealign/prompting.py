@@ -44,8 +44,10 @@ def render_chat(
 ) -> str:
     "Messages as the text that the model was trained on"
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("This tokenizer has no chat template, so it cannot write messages as text: "
-                         "give the prompt as a text, or set tokenizer.chat_template.")
+        raise ValueError(
+            "This tokenizer has no chat template, so it cannot write messages as text: "
+            "give the prompt as a text, or set tokenizer.chat_template."
+        )
     if missing := [i for i, m in enumerate(messages) if not isinstance(m.get("content"), str)]:
         raise ValueError(f"Messages {missing} have no text as their content: give a string there.")
     last = messages[-1]["role"] == "assistant"
@@ -105,7 +107,7 @@ def _pieces(tokenizer, roles):
     except TemplateError: return []
     for mark in MARKS: text = text.replace(mark, "\0")
     pieces = text.split("\0")
-    return [*pieces, *(p.rstrip(" ") for p in pieces)]                  # the next word takes the space
+    return [*pieces, *(p.rstrip(" ") for p in pieces)]  # the next word takes the space
 
 def template_parts(
     tokenizer, # a Hugging Face tokenizer

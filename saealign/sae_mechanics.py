@@ -221,7 +221,7 @@ def decode_change(
     directions:torch.Tensor, # [..., d_in] the decoder's rows, each times its feature's change, summed
 ) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
     "What a change of features does to `x`"
-    nothing = directions.new_zeros(1)                                    # the mean is the same in both
+    nothing = directions.new_zeros(1)  # the mean is the same in both
     return restore(sae, directions, nothing) - restore(sae, directions * 0, nothing)
 
 # %% ../nbs/00_sae_mechanics.ipynb #cf79a1401
@@ -310,9 +310,11 @@ def check_fit(
     for hook_name, sae in saes.items():
         hook_site(lm, hook_name)
         if (width := site_width(lm, hook_name)) not in (None, sae.cfg.d_in):
-            raise ValueError(f"The SAE at {hook_name} was trained on activations of width "
-                             f"d_in = {sae.cfg.d_in}, but there {type(lm).__name__} is {width} wide "
-                             f"(d_model = {d_model(lm)}): they do not belong together.")
+            raise ValueError(
+                f"The SAE at {hook_name} was trained on activations of width "
+                f"d_in = {sae.cfg.d_in}, but there {type(lm).__name__} is {width} wide "
+                f"(d_model = {d_model(lm)}): they do not belong together."
+            )
 
 # %% ../nbs/00_sae_mechanics.ipynb #c054
 @patch(as_prop=True)
@@ -355,7 +357,8 @@ def from_pretrained(cls:SAEModel,
         raise ValueError(f"The weights of {name!r} are not a safetensors file ({e}): "
                          "get them again. Nothing else is read.") from e
     except OSError as e:
-        if spec["lm"] == SMOLLM2: raise                                 # it says itself how to mend it
+        if spec["lm"] == SMOLLM2:
+            raise                                 # it says itself how to mend it
         bundled = [p for p, s in PRESETS.items() if s["lm"] == str(ASSETS / "tiny")]
         raise FileNotFoundError(f"Could not load {name!r}, from disk or from the Hugging Face Hub "
                                 f"({e}). Offline, the presets {', '.join(bundled)} work without "

@@ -32,17 +32,29 @@ def write_shard(
     sites:dict, # hook name -> (CSR, max, sum, count), as `batch_summaries` gives them
 ) -> None:
     "Write one shard whole or not at all, and its checksum beside it"
-    columns = {"embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])}
-    stats = {h: {n: v.tolist() for n, v in zip(("max", "sum", "count"), numbers)} for h, (_, *numbers) in sites.items()}
+    columns = {
+        "embedding": pa.FixedSizeListArray.from_arrays(
+            pa.array(embeddings.ravel()), embeddings.shape[1]
+        )
+    }
+    stats = {
+        h: {n: v.tolist() for n, v in zip(("max", "sum", "count"), numbers)}
+        for h, (_, *numbers) in sites.items()
+    }
     for hook_name, (rows, *_) in sites.items():
         columns[f"{hook_name}/i"], columns[f"{hook_name}/v"] = _sparse_column(rows)
     table = pa.table(columns).replace_schema_metadata({"stats": json.dumps(stats)})
-    part, repeated = path.with_name(f"{path.name}.{os.getpid()}.part"), [f"{h}/i.list.element" for h in sites]
+    part, repeated = path.with_name(f"{path.name}.{os.getpid()}.part"), [
+        f"{h}/i.list.element" for h in sites
+    ]
     try:
-        pq.write_table(table, part, compression="lz4", use_dictionary=repeated)     # a dictionary of shares would not pay
+        pq.write_table(
+            table, part, compression="lz4", use_dictionary=repeated
+        )  # a dictionary of shares would not pay
         path.with_suffix(".sha256").write_text(hashlib.sha256(part.read_bytes()).hexdigest())
         part.replace(path)
-    finally: part.unlink(missing_ok=True)                                 # after a failure, such as a full disk
+    # after a failure, such as a full disk
+    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/machinery/shards.ipynb #c663c00a2
 def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
@@ -53,7 +65,9 @@ def table_embeddings(table:pa.Table) -> np.ndarray: # [n, d_embed]
 def table_rows(table:pa.Table, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae]
     "The prompt-level activations in a table of a shard's rows, at one hook point"
     i, v = (table[f"{hook_name}/{part}"].combine_chunks() for part in "iv")
-    return sp.csr_array((v.values.to_numpy(), i.values.to_numpy(), i.offsets.to_numpy()), shape=(len(table), d_sae))
+    return sp.csr_array(
+        (v.values.to_numpy(), i.values.to_numpy(), i.offsets.to_numpy()), shape=(len(table), d_sae)
+    )
 
 def shard_embeddings(path:Path) -> np.ndarray: # [n, d_embed]
     "The embeddings in a shard"
@@ -66,7 +80,9 @@ def shard_stats(path:Path) -> dict: # hook name -> max, sum, count [d_sae]
 
 def shard_rows(path:Path, hook_name:str, d_sae:int) -> sp.csr_array: # [n, d_sae]
     "The prompt-level activations in a shard, at one hook point"
-    return table_rows(pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae)
+    return table_rows(
+        pq.read_table(path, columns=[f"{hook_name}/i", f"{hook_name}/v"]), hook_name, d_sae
+    )
 
 # %% ../nbs/machinery/shards.ipynb #caff3264b
 SHARD = 512  # prompts in one file
@@ -108,8 +124,12 @@ def filling(
             with FileLock(folder / "lock"): yield not all(map(is_whole, files))
     except OSError as e:
         if e.errno not in CANNOT_WRITE: raise
-        raise OSError(e.errno, f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or give another "
-                               "folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished there are kept.") from e
+        raise OSError(
+            e.errno,
+            f"{e.strerror or e}. The reference set in {folder} could not be written: make room, or"
+            " give another folder, as cache= or by $SAEALIGN_CACHE. Shards that were finished"
+            " there are kept.",
+        ) from e
 
 # %% ../nbs/machinery/shards.ipynb #c08664940
 TOP = 10  # prompts remembered for each feature
@@ -126,10 +146,12 @@ def keep_top(
     feature, value, prompt = new.col[better], new.data[better], new.row[better] + start
     touched = np.unique(feature)
     f = np.concatenate([np.repeat(touched, TOP), feature])
-    v, p = np.concatenate([share[touched].ravel(), value]), np.concatenate([top[touched].ravel(), prompt])
+    v, p = np.concatenate([share[touched].ravel(), value]), np.concatenate(
+        [top[touched].ravel(), prompt]
+    )
     order = np.lexsort((p, -v, f))
     f, v, p = f[order], v[order], p[order]
-    rank = np.arange(len(f)) - np.searchsorted(f, f)                    # 0 for a feature's largest share
+    rank = np.arange(len(f)) - np.searchsorted(f, f)  # 0 for a feature's largest share
     keep = rank < TOP
     top[f[keep], rank[keep]], share[f[keep], rank[keep]] = p[keep], v[keep]
 
@@ -141,7 +163,11 @@ def fold_stats(
     "One hook point's statistics over all shards"
     biggest, total, count = (np.zeros_like(v) for v in shard_stats(shards[0])[hook_name].values())
     d_sae, n, ends = len(biggest), 0, [np.zeros(1, np.int64)]
-    n_prompts, top, share = np.zeros(d_sae, np.int64), np.full((d_sae, TOP), -1, np.int32), np.zeros((d_sae, TOP), np.float32)
+    n_prompts, top, share = (
+        np.zeros(d_sae, np.int64),
+        np.full((d_sae, TOP), -1, np.int32),
+        np.zeros((d_sae, TOP), np.float32),
+    )
     for path in shards:
         s, rows = shard_stats(path)[hook_name], shard_rows(path, hook_name, d_sae)
         biggest, total, count = np.maximum(biggest, s["max"]), total + s["sum"], count + s["count"]
@@ -149,8 +175,14 @@ def fold_stats(
         n_prompts += np.bincount(rows.indices, minlength=d_sae)
         ends.append(ends[-1][-1] + rows.indptr[1:].astype(np.int64))
         n += rows.shape[0]
-    return dict(n_prompts=n_prompts, n_tokens=count.astype(np.int64), top=top, top_share=share, max=biggest.astype(np.float32),
-                mean=(total / count.clip(1)).astype(np.float32)), np.concatenate(ends)
+    return dict(
+        n_prompts=n_prompts,
+        n_tokens=count.astype(np.int64),
+        top=top,
+        top_share=share,
+        max=biggest.astype(np.float32),
+        mean=(total / count.clip(1)).astype(np.float32),
+    ), np.concatenate(ends)
 
 # %% ../nbs/machinery/shards.ipynb #ce91147b5
 def site_tensors(
@@ -161,8 +193,12 @@ def site_tensors(
     stats, indptr = fold_stats(shards, hook_name)
     index, nnz = "int32" if indptr[-1] < 2**31 else "int64", (int(indptr[-1]),)
     rows = lambda: (shard_rows(p, hook_name, len(stats["max"])) for p in shards)
-    return {"indptr": (index, indptr.shape, [indptr]), "indices": (index, nnz, (r.indices for r in rows())),
-            "data": ("float32", nnz, (r.data for r in rows())), **in_one_piece(stats)}
+    return {
+        "indptr": (index, indptr.shape, [indptr]),
+        "indices": (index, nnz, (r.indices for r in rows())),
+        "data": ("float32", nnz, (r.data for r in rows())),
+        **in_one_piece(stats),
+    }
 
 # %% ../nbs/machinery/shards.ipynb #c60a94f14
 def join_shards(
@@ -171,7 +207,10 @@ def join_shards(
     hook_names:list[str], # of the SAEs
 ) -> None:
     "Join shards into one file to map, holding one shard in memory at a time"
-    n, width = sum(pq.read_metadata(p).num_rows for p in shards), shard_embeddings(shards[0]).shape[1]
+    n, width = (
+        sum(pq.read_metadata(p).num_rows for p in shards),
+        shard_embeddings(shards[0]).shape[1],
+    )
     tensors = {"embeddings": ("float32", (n, width), (shard_embeddings(p) for p in shards))}
     for h in hook_names: tensors |= {f"{h}/{k}": t for k, t in site_tensors(shards, h).items()}
     write_tensors(path, tensors)
@@ -183,11 +222,18 @@ def write_stats(
     hook_names:list[str], # of the SAEs
 ) -> None:
     "Fold the statistics of shards into one file"
-    write_tensors(path, in_one_piece({f"{h}/{k}": v for h in hook_names for k, v in fold_stats(shards, h)[0].items()}))
+    write_tensors(
+        path,
+        in_one_piece(
+            {f"{h}/{k}": v for h in hook_names for k, v in fold_stats(shards, h)[0].items()}
+        ),
+    )
 
 def read_stats(path:Path) -> dict: # hook name -> {name: array}
     "What `write_stats` wrote"
-    return {h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()}
+    return {
+        h: {k: np.array(v) for k, v in s.items()} for h, s in by_site(map_tensors(path)).items()
+    }
 
 # %% ../nbs/machinery/shards.ipynb #c7441a690
 def read_shard(
@@ -195,5 +241,7 @@ def read_shard(
     widths:dict, # hook name -> d_sae
 ) -> tuple: # embeddings [n, d_embed], {hook name: CSR [n, d_sae]}
     "Embeddings and prompt-level activations of a shard"
-    table = pq.read_table(path, use_threads=False)              # two shards at a time is faster than two columns
+    table = pq.read_table(
+        path, use_threads=False
+    )  # two shards at a time is faster than two columns
     return table_embeddings(table), {h: table_rows(table, h, d_sae) for h, d_sae in widths.items()}

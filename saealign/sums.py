@@ -25,7 +25,8 @@ class Sums:
 
     def __add__(self, other): return Sums(*map(add, vars(self).values(), vars(other).values()))
 
-    def g(self, min_prompts:int=20) -> np.ndarray: # [d_sae], or [d_sae, n_topics]; NaN where unscored
+    # [d_sae], or [d_sae, n_topics]; NaN where unscored
+    def g(self, min_prompts:int=20) -> np.ndarray:
         "Eq. 1: a division"
         with np.errstate(invalid="ignore", divide="ignore"): g = (self.weighted.T / self.mass).T
         g[self.n_prompts < min_prompts] = np.nan
@@ -44,7 +45,12 @@ def block_sums(
     ones, centre = np.ones(rows.shape[0]), distances.mean(0, dtype=float)
     mass = over(rows.data, ones)
     weighted = over(rows.data, distances - centre) + np.multiply.outer(mass, centre)
-    return Sums(weighted, mass, over((rows.data != 0).astype(rows.dtype), ones), over(rows.data**2, ones) if squares else 0)
+    return Sums(
+        weighted,
+        mass,
+        over((rows.data != 0).astype(rows.dtype), ones),
+        over(rows.data**2, ones) if squares else 0,
+    )
 
 def prompt_sums(
     summaries, # prompt-level activations [n_ref, d_sae], scipy CSR or dense
@@ -54,4 +60,10 @@ def prompt_sums(
     "The sums over any number of prompts, block by block"
     A = sp.csr_array(summaries)
     if A.dtype.kind != "f": A = A.astype(float)
-    return reduce(add, (block_sums(some_rows(A, i, i + BLOCK), distances[i:i + BLOCK], squares) for i in range(0, len(distances), BLOCK)))
+    return reduce(
+        add,
+        (
+            block_sums(some_rows(A, i, i + BLOCK), distances[i : i + BLOCK], squares)
+            for i in range(0, len(distances), BLOCK)
+        ),
+    )

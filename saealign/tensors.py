@@ -14,14 +14,21 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 
 # %% ../nbs/machinery/tensors.ipynb #cf7d110fb
-CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy's names and those of safetensors
+CODES = {
+    "float32": "F32",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+}  # numpy's names and those of safetensors
 
 def write_tensors(
     path:Path, # the file to make
     tensors:dict, # name -> (numpy dtype, shape, iterable of arrays that follow one another)
 ) -> None:
     "Write a safetensors file from pieces, whole or not at all, and its checksum beside it"
-    tensors = dict(sorted(tensors.items(), key=lambda t: -np.dtype(t[1][0]).itemsize))     # so that all are aligned
+    tensors = dict(
+        sorted(tensors.items(), key=lambda t: -np.dtype(t[1][0]).itemsize)
+    )  # so that all are aligned
     header, end = {}, 0
     for name, (dtype, shape, _) in tensors.items():
         start, end = end, end + int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -29,7 +36,14 @@ def write_tensors(
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     part, h = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
-    pieces = chain([len(head).to_bytes(8, "little"), head], (np.ascontiguousarray(a, dtype=d).tobytes() for d, _, arrays in tensors.values() for a in arrays))
+    pieces = chain(
+        [len(head).to_bytes(8, "little"), head],
+        (
+            np.ascontiguousarray(a, dtype=d).tobytes()
+            for d, _, arrays in tensors.values()
+            for a in arrays
+        ),
+    )
     try:
         with part.open("wb") as f:
             for piece in pieces:
@@ -44,11 +58,19 @@ def map_tensors(
     path:Path, # a safetensors file
 ) -> dict: # name -> read-only array, on disk until it is touched
     "Map a safetensors file into memory"
-    with path.open("rb") as f: header = json.loads(f.read(size := int.from_bytes(f.read(8), "little")))
+    with path.open("rb") as f:
+        header = json.loads(f.read(size := int.from_bytes(f.read(8), "little")))
     names = {code: name for name, code in CODES.items()}
     where = lambda t: dict(dtype=names[t["dtype"]], shape=tuple(t["shape"]))
-    return {n: np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t)) if np.prod(t["shape"]) else np.empty(**where(t))
-            for n, t in header.items() if n != "__metadata__"}
+    return {
+        n: (
+            np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t))
+            if np.prod(t["shape"])
+            else np.empty(**where(t))
+        )
+        for n, t in header.items()
+        if n != "__metadata__"
+    }
 
 # %% ../nbs/machinery/tensors.ipynb #c6f1ccb2f
 def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
@@ -67,7 +89,8 @@ def by_site(
     "Sort tensors of a file by hook point"
     sites = {}
     for name, value in tensors.items():
-        if "/" in name: sites.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = value
+        if "/" in name:
+            sites.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = value
     return sites
 
 # %% ../nbs/machinery/tensors.ipynb #cc5512be0
@@ -76,10 +99,14 @@ def open_tensors(
 ) -> dict: # name -> read-only array, on disk until it is touched
     "Map a safetensors file, once the library has found it well-formed"
     try:
-        with safe_open(path, framework="numpy") as f: kinds = {n: f.get_slice(n).get_dtype() for n in f.keys()}
+        with safe_open(path, framework="numpy") as f:
+            kinds = {n: f.get_slice(n).get_dtype() for n in f.keys()}
     except SafetensorError as e: raise ValueError(f"{path} is not a safetensors file ({e}); nothing else is read.") from e
     if odd := {n: k for n, k in kinds.items() if k not in CODES.values()}:
-        raise ValueError(f"{path} has numbers of kinds that do not belong there: {odd}; known are {', '.join(CODES.values())}.")
+        raise ValueError(
+            f"{path} has numbers of kinds that do not belong there: {odd}; known are"
+            f" {', '.join(CODES.values())}."
+        )
     return map_tensors(path)
 
 def check_array(
@@ -93,6 +120,11 @@ def check_array(
     "Raise a `ValueError` unless an array has this shape and kind, and finite numbers within bounds"
     if a is None or a.shape != shape or a.dtype.kind != kind:
         there = "it is missing" if a is None else f"it is {a.dtype}, {a.shape}"
-        raise ValueError(f"{name} should be {'floats' if kind == 'f' else 'integers'} of shape {shape}; {there}.")
+        raise ValueError(
+            f"{name} should be {'floats' if kind == 'f' else 'integers'} of shape {shape};"
+            f" {there}."
+        )
     if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
-        raise ValueError(f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}.")
+        raise ValueError(
+            f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}."
+        )
