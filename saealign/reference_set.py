@@ -27,7 +27,7 @@ from .embedding import DEFAULT_EMBEDDER, embed, length_batches, load_embedder, n
 from .embedding import PoolEmbedder
 from .files import cache_folder
 from .language_models import context_size
-from .pools import as_prompts
+from .pools import as_prompts, bundled_prompts, read_lines, read_prompts
 from .sae_mechanics import SAEModel
 from .shards import filling, join_shards, make_shards, read_shard, read_stats, shard_paths
 from .shards import TOP, write_stats
