@@ -89,13 +89,21 @@ def weights_of(
     module:nn.Module, # a language model or an SAE
 ): # yields name and tensor
     "All weights of a module; those that accelerate keeps elsewhere are fetched one by one"
-    for name, t in sorted(module.state_dict().items()):
-        if t.is_meta:
-            owner, _, own = name.rpartition(".")
-            hook = getattr(module.get_submodule(owner), "_hf_hook", None)
-            kept = getattr(hook, "weights_map", None)
-            if kept is not None: t = kept[own]
-        yield name, t
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            value = _fetched(module, name, value)
+        packed = value if isinstance(value, tuple) else [value]
+        for t in packed:
+            if isinstance(t, torch.Tensor): yield name, t
+
+def _fetched(module, name, empty):
+    "The weight behind an empty one, from where accelerate's hooks keep it; else the empty one"
+    owner, _, own = name.rpartition(".")
+    hook = getattr(module.get_submodule(owner), "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):                         # one hook, or a sequence
+        try: return part.weights_map[own]
+        except (AttributeError, KeyError, TypeError): continue          # not this one
+    return empty
 
 # %% ../nbs/machinery/language_models.ipynb #c2e688483
 LAYER_LISTS = ("transformer.h", "model.layers", "gpt_neox.layers", "model.decoder.layers",
@@ -110,11 +118,9 @@ def decoder_layers(
         found = lm
         for name in path.split("."): found = getattr(found, name, None)
         if isinstance(found, nn.ModuleList): return found
-    raise ValueError(
-        f"No decoder layers found in {type(lm).__name__}: "
-        f"looked for {', '.join(LAYER_LISTS)}. "
-        "Pass a Hugging Face causal language model, such as AutoModelForCausalLM gives."
-    )
+    raise ValueError(f"No decoder layers found in {type(lm).__name__}: looked for "
+                     f"{', '.join(LAYER_LISTS)}. Pass a Hugging Face causal language model, such "
+                     "as AutoModelForCausalLM gives.")
 
 # %% ../nbs/machinery/language_models.ipynb #c3bd278a3
 WRITERS = (  # where attention and MLP may hand over what is added: after a second norm, or directly
@@ -164,7 +170,7 @@ def layer_outputs(
 
 # %% ../nbs/machinery/language_models.ipynb #ca232ca87
 def adds_up(
-    seen:dict, # of `layer_outputs`
+    seen:dict, # of layer_outputs
     attn:nn.Module, # may hand over what attention adds
     mlp:nn.Module, # may hand over what the MLP adds
 ) -> bool:
@@ -234,7 +240,7 @@ def content_mask(
     input_ids:torch.Tensor, # [batch, pos], all tokens or, while decoding, only the newest
     special_ids:list[int]|torch.Tensor, # BOS, EOS, padding …
     attention_mask:torch.Tensor|None=None, # [batch, all_pos], 0 for padding, `input_ids` last
-    template:list[list[int]]=(), # see `template_parts`
+    template:list[list[int]]=(), # see template_parts
 ) -> torch.Tensor: # bool [batch, pos]
     "True where a token is content: not special, not the chat template's, not padding"
     special = torch.as_tensor(special_ids, dtype=input_ids.dtype, device=input_ids.device)
@@ -259,9 +265,7 @@ def special_ids(
     tokenizer=None, # which may know more of them
 ) -> list[int]:
     "Ids of all special tokens that the config or the tokenizer know"
-    tokenizers = tokenizer, getattr(
-        lm, "tokenizer", None
-    )  # a TransformerLens model has one of its own
+    tokenizers = tokenizer, getattr(lm, "tokenizer", None)  # a TransformerLens model has its own
     ids = set(config_ids(lm))
     for t in tokenizers:
         if t is not None: ids.update(all_special_ids(t))
@@ -329,7 +333,7 @@ def generate_ids(
 
 # %% ../nbs/machinery/language_models.ipynb #c7dbfcb3a
 def _hooked_config(c):
-    "The part of a HookedTransformer's config that differs between families, from a Hugging Face config"
+    "What of a HookedTransformer's config differs between families, from a Hugging Face config"
     if c.model_type == "gpt2":
         return dict(d_head=c.hidden_size // c.num_attention_heads,
                     d_mlp=c.n_inner or 4 * c.hidden_size, act_fn=c.activation_function,
@@ -364,9 +368,7 @@ def as_hooked_transformer(
                                   n_heads=c.num_attention_heads, device=str(lm.device),
                                   dtype=lm.dtype, **own)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # TransformerLens 4 will have the bridge alone
+        warnings.simplefilter("ignore", DeprecationWarning)     # of TransformerLens 4
         hooked_lm = HookedTransformer(cfg, tokenizer)
     family = dict(gpt2="gpt2", gemma2="gemma")[c.model_type]
     convert = getattr(weight_conversions, f"convert_{family}_weights")

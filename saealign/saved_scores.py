@@ -19,7 +19,7 @@ from .tensors import check_array, open_tensors, write_tensors
 # %% ../nbs/machinery/saved_scores.ipynb #c990bdcd4
 def scores_card(
     topic, # TopicScores
-    license:str, # see `make_card`
+    license:str, # see make_card
     name:str, # what to load it by
     n:int, # features shown for each hook point
 ) -> str: # Markdown
@@ -47,9 +47,9 @@ def scores_card(
 TOPIC = ("scores.safetensors",)    # the files of topic scores, besides ABOUT and CARD
 
 def write_scores(
-    folder:str|Path, # where to; see `new_folder`
+    folder:str|Path, # where to; see new_folder
     topic, # TopicScores
-    card:str, # see `scores_card`
+    card:str, # see scores_card
 ) -> None:
     "Write a folder of topic scores, whole or not at all"
     arrays = {}
@@ -69,7 +69,7 @@ def write_scores(
 
 # %% ../nbs/machinery/saved_scores.ipynb #ca6f51054
 def score_arrays(
-    tensors:dict, # name -> array, see `open_tensors`
+    tensors:dict, # name -> array, see open_tensors
 ) -> tuple: # {hook name: scores}, {hook name: g}, embeddings or None
     "The numbers of topic scores, after a `ValueError` if they cannot be"
     parts, e = {"scores": {}, "g": {}}, tensors.get("embeddings")
@@ -89,10 +89,10 @@ def score_arrays(
 
 # %% ../nbs/machinery/saved_scores.ipynb #c7273178e
 def read_scores(
-    name:str|Path, # a folder that `write_scores` wrote, or the Hub id of one
+    name:str|Path, # a folder that write_scores wrote, or the Hub id of one
     made_with:list[dict], # provenances that the scores must agree with
     **hub, # revision, token, cache_dir … as `huggingface_hub.snapshot_download` takes them
-) -> tuple: # facts, and what `score_arrays` gives
+) -> tuple: # facts, and what score_arrays gives
     "Read a folder of topic scores, or the Hub's, once it has been checked"
     folder = artefact_folder(name, TOPIC, **hub)
     facts = read_about(folder, "topic scores")

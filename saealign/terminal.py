@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'use_utf8', 'line_width', 'wrap', 'tell', 'told_once', 'reported', 'emit', 'records', 'as_lines',
-           'user_path', 'text_column', 'texts_in', 'read_topic', 'wanted_prompts', 'read_pool', 'check_out',
-           'write_table', 'top_text', 'known', 'as_record', 'as_text', 'compared_text', 'measured', 'means',
-           'check_chat', 'Chat', 'Shown', 'typed_lines']
+           'column_for', 'texts_in', 'read_topic', 'wanted_prompts', 'read_pool', 'check_out', 'write_table',
+           'top_text', 'known', 'as_record', 'as_text', 'compared_text', 'measured', 'means', 'check_chat', 'Chat',
+           'Shown', 'typed_lines']
 
 # %% ../nbs/machinery/terminal.ipynb #cef8de926
-import json, math, os, shutil, sys, warnings
+import json, math, shutil, sys, warnings
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from pathlib import Path
 from textwrap import fill
 
 import typer
 from fastcore.basics import patch
 
-from .files import whole
+from .files import user_path, whole
 
 # %% ../nbs/machinery/terminal.ipynb #c5ae35ce1
 def use_utf8():
@@ -104,46 +103,22 @@ def as_lines(
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
-# %% ../nbs/machinery/terminal.ipynb #cf165cdb0
-def user_path(
-    path:str, # as somebody typed it
-) -> Path:
-    "A path, with the home folder for a ~ in front"
-    return Path(os.path.expanduser(path))
-
-# %% ../nbs/machinery/terminal.ipynb #ce98fdce6
-def text_column(
-    table, # DataFrame
-    path:Path, # where it was read, for messages
-    column:str|None=None, # its name, as given; None: found
-) -> list[str]:
-    "The texts of a table"
-    cells = {c: table[c].dropna() for c in table}
-    text = [c for c, v in cells.items() if len(v) and v.map(type).eq(str).all()]
-    usual = [c for c in ("text", "prompt") if c in text]
-    found = [column] if column else usual[:1] or text
-    if len(found) != 1 or found[0] not in table:
-        raise ValueError(f"Which column of {path} holds the texts? Give --column with one of "
-                         f"{', '.join(map(str, table.columns))}.")
-    return table[found[0]].dropna().tolist()
-
 # %% ../nbs/machinery/terminal.ipynb #cec7bde11
+def column_for(
+    path:Path, # a file of texts
+    column:str|None, # as given with --column
+) -> str|None:
+    "The column to look for in a file: none where it holds lines"
+    from saealign.texts import is_table
+    return column if is_table(path) else None
+
 def texts_in(
-    path:Path, # .csv, .tsv, .jsonl or .parquet; anything else: lines of text
-    column:str|None=None, # of a table, see `text_column`
+    path:Path, # a file of texts, see read_prompts
+    column:str|None=None, # of a table
 ) -> list[str]:
     "The texts in a file, none of them blank"
-    import pandas as pd
-    from saealign.pools import as_texts
-    readers = {".csv": pd.read_csv, ".tsv": partial(pd.read_csv, sep="\t"),
-               ".jsonl": partial(pd.read_json, lines=True), ".parquet": pd.read_parquet}
-    if path.suffix not in readers: return as_texts(path)
-    if not path.is_file(): raise FileNotFoundError(f"No file {path}: give a file of texts.")
-    try: table = readers[path.suffix](path)
-    except (ValueError, OSError) as e:                     # each library has its own words for it
-        kind = path.suffix[1:].upper()
-        raise ValueError(f"{path} is not a {kind} file, or it is damaged: get it again.") from e
-    return as_texts(text_column(table, path, column))
+    from saealign.texts import as_texts
+    return as_texts(path, column_for(path, column))
 
 # %% ../nbs/machinery/terminal.ipynb #cc6e584c6
 def read_topic(
@@ -177,12 +152,12 @@ def wanted_prompts(
 # %% ../nbs/machinery/terminal.ipynb #c7e456aa4
 def read_pool(
     path:Path|None, # None: the bundled one
-    column:str|None=None, # of a table, see `text_column`
-): # DataFrame, as `as_prompts` makes it
+    column:str|None=None, # of a table
+): # DataFrame, as as_prompts makes it
     "A pool of reference prompts"
     from saealign.pools import as_prompts
-    if path is None or (path.suffix == ".parquet" and column is None): return as_prompts(path)
-    return as_prompts(texts_in(path, column))
+    if path is None: return as_prompts(None)
+    return as_prompts(path, column_for(path, column))
 
 # %% ../nbs/machinery/terminal.ipynb #cd07b2331
 def check_out(
@@ -190,6 +165,7 @@ def check_out(
 ) -> None:
     "Raise an error unless a table can be written there"
     if path is None: return
+    path = user_path(path)
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out {path}: let the name end in .csv or .parquet.")
     if not path.parent.is_dir():
@@ -200,13 +176,14 @@ def write_table(
     path:Path, # .csv or .parquet
 ) -> None:
     "Write a table whole or not at all"
+    path = user_path(path)
     with whole(path) as part:
         if path.suffix == ".csv": table.to_csv(part, index=False)
         else: table.to_parquet(part, index=False)
 
 # %% ../nbs/machinery/terminal.ipynb #cb74f4d5f
 def top_text(
-    tops:dict, # hook name -> DataFrame, as `TopicScores.top` gives it
+    tops:dict, # hook name -> DataFrame, as TopicScores.top gives it
 ) -> str:
     "The nearest features, for people"
     blocks = []
@@ -275,7 +252,7 @@ def measured(
     return pd.DataFrame(rows).assign(distance=distance, perplexity=model.perplexity(every))
 
 def means(
-    table, # as `measured` gives it
+    table, # as measured gives it
 ): # DataFrame, one row for each method
     "Means over the prompts; perplexity's is that of the surprise"
     import numpy as np
@@ -302,7 +279,7 @@ class Chat:
         max_new_tokens:int=128, # length of an answer, at most
         seed:int=0, # of the first answer; the next one's is one more
         scores:str="minmax", # how distances become scores, see `score_topics`
-        **how, # method, budget, strength, keep_error and scope, as for `SAEModel.align`
+        **how, # method, budget, strength, keep_error and scope, as for SAEModel.align
     ):
         check_chat(model)
         self.model, self.ref, self.how, self.scores = model, ref, how, scores
@@ -313,8 +290,8 @@ class Chat:
 # %% ../nbs/machinery/terminal.ipynb #c3ac73151
 @patch
 def choose_topic(self:Chat,
-    topic:str, # see `read_topic`
-    column:str|None=None, # see `read_topic`
+    topic:str, # see read_topic
+    column:str|None=None, # see read_topic
 ) -> str: # what is to be said about it
     "Steer towards another topic from the next answer on"
     name, texts = read_topic(topic, column)
@@ -459,7 +436,7 @@ def typed_lines():
 # %% ../nbs/machinery/terminal.ipynb #c3a98e6c5
 @patch
 def talk(self:Chat,
-    lines, # of text, see `typed_lines`
+    lines, # of text, see typed_lines
     write, # a function that prints a piece of text
 ) -> bool: # whether all of it could be done
     "Hold a conversation until there are no more lines, or one says /quit"
