@@ -10,7 +10,7 @@ It needs PyTorch, transformers and safetensors. What else saealign imports and i
 (SAELens, datasets, fastcore …) is taken from the wheels in the folder that `--wheels` names.
 """
 import argparse, atexit, contextlib, datetime, gc, importlib, importlib.metadata, json, os
-import platform, shutil, statistics, sys, tempfile, time, traceback, zipfile
+import platform, shutil, statistics, sys, tempfile, time, traceback, warnings, zipfile
 from pathlib import Path
 
 import torch
@@ -26,14 +26,17 @@ NAMES = {                                # imported once wheels are in place
     "saealign.embedding": "embed",
     "saealign.files": "ASSETS",
     "saealign.hooks": "hooked",
-    "saealign.interventions": "steer Watch",
+    "saealign.interventions": "Intervention Watch",
     "saealign.language_models": "decoder_layers generate_ids n_hooks",
     "saealign.pools": "bundled_prompts bundled_topic",
     "saealign.reference_set": "ReferenceSet",
     "saealign.sae_mechanics": "activate decode encode random_sae SAEModel",
     "saealign.scoring": "TopicScores",
-    "saealign.sparse": "sparse_acts",
-    "saealign.swap_clamp": "AddVector choose Clamp Reconstruct Swap TopUp Weight",
+    "saealign.sparse": "summed_on_device",
+    "saealign.steered": "steer",
+    "saealign.swap_clamp": "choose Clamp Reconstruct Swap TopicVector TopUp",
+    "saealign.vectors": "AddVector",
+    "saealign.weight": "Weight",
 }
 
 
@@ -42,7 +45,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", help="where to run")
     parser.add_argument("--tiny", action="store_true", help="small shapes: that everything runs")
-    parser.add_argument("--minutes", type=float, default=5.5, help="start no step that ends later")
+    parser.add_argument("--minutes", type=float, default=4.5, help="start no step that ends later")
     parser.add_argument("--wheels", type=Path, help="folder with wheels of what is not installed")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs" / "results" / "gpu.json")
     return parser.parse_args()
@@ -113,6 +116,7 @@ class Bench:
         "An SAE for it; of a JumpReLU SAE, about one feature in two hundred is on"
         kw = dict(k=8 if self.tiny else 32) if kind == "topk" else {}
         sae = random_sae(kind, config.hidden_size, d_sae, hook_name=f"blocks.{layer}.{PLACE}", **kw)
+        sae.cfg.metadata.median_norm = config.hidden_size**.5       # or it is asked of the device
         if kind == "jumprelu": sae.threshold.fill_(2.5)
         return sae.to(self.device)
 
@@ -174,8 +178,9 @@ class Seen(Exception): "Raised where nothing deeper in the model is wanted"
 
 def passes(lm, sae, ids, and_encode=True):
     "A function that reads tokens as the reference pass does: as far as the SAE, which encodes them"
+    prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])
     def read(x, mask):
-        if and_encode: sparse_acts(sae, x.flatten(0, 1).float())
+        if and_encode: summed_on_device(sae, x.flatten(0, 1).float(), prompt_of, len(ids))
         raise Seen
     def fn():
         try:
@@ -184,13 +189,24 @@ def passes(lm, sae, ids, and_encode=True):
     return fn
 
 
+def bare_hook(lm, layer, vector):
+    "A hook as one writes it by hand: it adds a vector to what a block gives, at every token"
+    def add(module, args, out):
+        return (out[0] + vector, *out[1:]) if isinstance(out, tuple) else out + vector
+    return decoder_layers(lm)[layer].register_forward_hook(add)
+
+
 def writes(lm, sae, ids, way, new, **kwargs):
-    "A function that continues tokens greedily; `way` None: without any hook"
+    "A function that continues tokens greedily; `way` None: without any hook; or it makes one"
     how = dict(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
                max_new_tokens=new, min_new_tokens=new) | kwargs
     def fn():
         with torch.no_grad():
             if way is None: return lm.generate(**how)
+            if not isinstance(way, Intervention):
+                handle = way()
+                try: return lm.generate(**how)
+                finally: handle.remove()
             with steer(lm, way, sae): return lm.generate(**how)
     return fn
 
@@ -218,7 +234,10 @@ def made_up_topic(sae):
     texts = [f"{a}{b} {c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrst"]        # 256
     rows = sp.random_array((len(texts), sae.cfg.d_sae), density=.15, format="csr", rng=0)
     name, table = sae.cfg.metadata.hook_name, pd.DataFrame(dict(prompt=texts))
-    ref = ReferenceSet(table, embed(texts, Letters()), {name: rows.astype("float32")}, {name: {}},
+    rows = rows.astype("float32")
+    largest = rows.max(axis=0).toarray()
+    stats = dict(n_prompts=(rows > 0).sum(0), max=largest, mean=largest / 2)
+    ref = ReferenceSet(table, embed(texts, Letters()), {name: rows}, {name: stats},
                        embedder=Letters())
     return ref.score(texts[:8], name="made up")
 
@@ -227,7 +246,8 @@ def ways_of(topic):
     "The interventions that are tried"
     return {"SAE": Reconstruct(), "Swap": Swap(topic),
             "Swap, error kept": Swap(topic, keep_error=True),
-            "TopUp": TopUp(topic), "Clamp": Clamp(topic), "Weight": Weight(topic)}
+            "TopUp": TopUp(topic), "Clamp": Clamp(topic), "Weight": Weight(topic),
+            "Topic vector": TopicVector(topic)}
 
 
 @step(20)
@@ -348,6 +368,17 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def syncs(bench):
+    "What PyTorch says of every wait for a GPU"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if bench.cuda: torch.cuda.set_sync_debug_mode("warn")
+        try: yield said
+        finally:
+            if bench.cuda: torch.cuda.set_sync_debug_mode("default")
+
+
 @step(15)
 def waiting(bench):
     "How often a decode step waits for an answer of the device, beyond the unmodified model"
@@ -356,16 +387,19 @@ def waiting(bench):
         lm = bench.lm(bench.gpt2, torch.float32)
         sae = bench.sae(bench.gpt2, kind, bench.wide, bench.layer)
         topic, ids = made_up_topic(sae), bench.ids(bench.gpt2, 2)
-        ways = {"unmodified": None, "hooks alone": Watch(), "Swap": Swap(topic),
-                "TopUp": TopUp(topic), "Clamp": Clamp(topic, value="token")}
+        ways = {"unmodified": None, "hooks alone": Watch()} | ways_of(topic)
+        ways |= {"Clamp, own value": Clamp(topic, value="token"), "rows": Swap([topic, None])}
         for name, way in ways.items():
             with torch.no_grad(), contextlib.nullcontext() if way is None else steer(lm, way, sae):
                 past = lm(ids, use_cache=True).past_key_values
-                with Waits() as waits: lm(ids[:, -1:], past_key_values=past)
+                lm(ids[:, -1:], past_key_values=past)               # what is worked out once, is
+                with Waits() as waits, syncs(bench) as said: lm(ids[:, -1:], past_key_values=past)
             found[f"{kind}, {name}"] = waits.n
-        own = found.pop(f"{kind}, unmodified")
-        for name in ways.keys() - {"unmodified"}: found[f"{kind}, {name}"] -= own
-    return found | dict(ok=None)
+            found[f"{kind}, {name}, said by CUDA"] = len(said)
+        for also in "", ", said by CUDA":
+            own = found.pop(f"{kind}, unmodified{also}")
+            for name in ways.keys() - {"unmodified"}: found[f"{kind}, {name}{also}"] -= own
+    return found | dict(ok=max(found.values()) == 0 if bench.cuda else None)
 
 
 def memory_of(bench, config, kind, d_sae, layer):
@@ -401,21 +435,27 @@ def memory(bench):
 
 
 def decoding(bench, config, kind, d_sae, layer, dtype, limit):
-    "Time of a decode step with Swap and TopUp, as a ratio of the unmodified model's"
+    "Time of a decode step under each way to steer, as a ratio of the unmodified model's"
     lm, sae = bench.lm(config, dtype), bench.sae(config, kind, d_sae, layer)
-    topic, vector = made_up_topic(sae), torch.randn(config.hidden_size, device=bench.device)
-    ways = {"unmodified": None, "hooks alone": Watch(), "SAE": Reconstruct(), "Swap": Swap(topic),
-            "TopUp": TopUp(topic), "vector": AddVector(vector)}
+    topic = made_up_topic(sae)
+    vector = torch.randn(config.hidden_size, device=bench.device, dtype=dtype)
+    ways = {"unmodified": None, "bare hook": lambda: bare_hook(lm, layer, vector),
+            "hooks alone": Watch(), "Swap": Swap(topic), "TopUp": TopUp(topic),
+            "vector": AddVector(vector), "topic vector": TopicVector(topic)}
+    several = {"Swap, a topic for each row": Swap([topic, made_up_topic(sae)])}
     found = {}
-    for cache in ("dynamic", "static"):
-        for batch in bench.batches:
+    for cache, batches in ("dynamic", bench.batches), ("static", bench.batches[:1]):
+        for batch in batches:
             ids = bench.ids(config, batch)
             static = dict(cache_implementation="static", disable_compile=True)
             kept = static if cache == "static" else {}
+            now = ways | (several if batch == bench.batches[1] else {})
             fns = {name: writes(lm, sae, ids, way, bench.new_tokens, **kept)
-                   for name, way in ways.items()}
+                   for name, way in now.items()}
             seconds = bench.times(fns)
             row = {name: s / seconds["unmodified"] for name, s in seconds.items()}
+            for name in "vector", "topic vector":
+                row[f"{name} / bare hook"] = seconds[name] / seconds["bare hook"]
             row["ms per step, unmodified"] = 1e3 * seconds["unmodified"] / bench.new_tokens
             found[f"{cache} cache, batch {batch}"] = row
     worst = max(max(row["Swap"], row["TopUp"]) for row in found.values())
@@ -428,7 +468,7 @@ def decoding_gpt2(bench):
     return decoding(bench, bench.gpt2, "topk", bench.wide, bench.layer, torch.float32, 1.10)
 
 
-@step(90)
+@step(110)
 def decoding_gemma(bench):
     "The same for gemma-2-2b's shape in bfloat16, 16k JumpReLU features: at most 1.03 ×"
     layer = bench.gemma.num_hidden_layers // 2

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from .embedding import embed
-from .interventions import steer
 from .pools import bundled_prompts, bundled_topic
 from .reference_set import build_shard, ReferenceSet
 from .sae_mechanics import SAEModel
 from .scoring import alignment_scores, prompt_distances, weighted_distance
+from .steered import steer
 from .swap_clamp import Reconstruct, Swap
 
 # %% ../nbs/05_costs.ipynb #c009
@@ -52,7 +52,7 @@ def in_turn(
 def topic_costs(
     ref:ReferenceSet, # a reference set, in memory
     texts:list[str], # of the topic
-    rounds:int=5, # see `in_turn`
+    rounds:int=5, # see in_turn
 ) -> pd.DataFrame: # seconds; columns "embed texts" and "score features"
     "What a new topic costs, in its two parts"
     e = embed(texts, ref.embedder)
@@ -68,7 +68,7 @@ def token_costs(
     interventions:dict, # name -> intervention; the unmodified model is added as "Original"
     prompt:str|list[str]="My heart is broken, so I should", # to continue; several make a batch
     new_tokens:int=64, # how many
-    rounds:int=5, # see `in_turn`
+    rounds:int=5, # see in_turn
 ) -> pd.DataFrame: # seconds per generated token, one row per round, one column per method
     "Time of greedy generation with a KV cache: of each step, however many rows it has"
     tokens = model.to_tokens(prompt, "left")
@@ -85,7 +85,7 @@ def token_costs(
 def read_speed(
     n:int=2**26, # numbers to read, of 4 bytes; far more than caches hold
     device:str|torch.device="cpu", # whose memory
-    rounds:int=5, # see `in_turn`
+    rounds:int=5, # see in_turn
 ) -> float: # bytes per second
     "How fast this machine reads memory"
     a = torch.ones(n, device=device)
@@ -107,7 +107,7 @@ def report(
     model:SAEModel, # model and SAEs
     topic:str="medical", # a bundled topic
     n_prompts:int=256, # reference prompts to time; the cost of one does not depend on how many
-    rounds:int=3, # see `in_turn`
+    rounds:int=3, # see in_turn
 ) -> pd.DataFrame: # one row per cost, with median, smallest and largest
     "What saealign costs with this model on this machine"
     prompts, texts = list(bundled_prompts(n_prompts).prompt), bundled_topic(topic)
@@ -142,7 +142,7 @@ def sae_bytes(
 
 # %% ../nbs/05_costs.ipynb #c77f2724d
 READ = dict(topk=4, jumprelu=17)   # bytes for each feature of each token, in a reference pass
-SWAP = dict(topk=8, jumprelu=25)   # the same, with Swap
+SWAP = dict(topk=8, jumprelu=17)   # the same, with Swap
 
 def batch_bytes(
     config, # of a Hugging Face language model

@@ -32,18 +32,19 @@ def mean_rows(
 
 def near_shares(
     topic:TopicScores, # with the reference set behind it
-    n:int=100, # how many of the nearest prompts
+    n:int=100, # how many of the nearest prompts; of a small pool a quarter at most
 ) -> dict: # hook name -> [d_sae]
     "How much each feature takes part in a topic's nearest prompts, on average"
     distances = prompt_distances(topic.ref.embeddings, topic.embeddings)
-    near = np.argsort(distances, kind="stable")[:n]
+    most = max(1, len(distances) // 4)
+    near = np.argsort(distances, kind="stable")[:min(n, most)]
     return {h: mean_rows(sp.csr_array(A[near])) for h, A in topic.ref.summaries.items()}
 
 # %% ../nbs/machinery/patterns.ipynb #cbbf9a5e2
 def topic_pattern(
     topic:TopicScores, # with the reference set behind it
     n:int=100, # how many of the nearest prompts
-    shares:dict|None=None, # hook name -> [d_sae], see `SAEModel.shares`; None: nearest prompts'
+    shares:dict|None=None, # hook name -> [d_sae], see SAEModel.shares; None: nearest prompts'
 ) -> dict: # hook name -> Δ and the mean of all prompts [d_sae] each
     "How a topic's feature activations differ from those of all prompts"
     check_has_reference(topic, "A topic's pattern")
@@ -75,6 +76,10 @@ def surest_features(
     dense:float=.5, # features that fire on a larger part of all prompts are left out
 ) -> dict: # hook name -> DataFrame with columns feature, t, delta; the surest first
     "The features whose part in the topic's prompts stands out most"
+    missing = [] if shares is None else [h for h in topic.ref.summaries if h not in shares]
+    if missing:
+        raise ValueError(f"shares= says nothing of {', '.join(missing)}: read the texts with a "
+                         f"model that has an SAE at each hook point of {topic.name!r}.")
     patterns, own = topic_pattern(topic, n_near), topic_pattern(topic, n_near, shares)
     out = {}
     for h, A in topic.ref.summaries.items():

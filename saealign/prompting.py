@@ -87,8 +87,8 @@ def text_start(
 # %% ../nbs/machinery/prompting.ipynb #c37b5947b
 def prompt_ids(
     tokenizer, # a Hugging Face tokenizer
-    prompts:list, # texts and lists of messages, see `as_batch`
-    start:int|None, # the token that begins a text, see `text_start`
+    prompts:list, # texts and lists of messages, see as_batch
+    start:int|None, # the token that begins a text, see text_start
 ) -> list[list[int]]: # token ids of each prompt
     "Tokens of prompts, each begun once"
     texts = [render_chat(tokenizer, p) if is_chat(p) else p for p in prompts]
@@ -124,7 +124,7 @@ def template_parts(
 # %% ../nbs/machinery/prompting.ipynb #c28b99859
 def in_template(
     input_ids:torch.Tensor, # [batch, pos]
-    parts:list[list[int]], # see `template_parts`
+    parts:list[list[int]], # see template_parts
 ) -> torch.Tensor: # bool [batch, pos]
     "Where a part of the template stands"
     found = torch.zeros_like(input_ids, dtype=torch.bool)

@@ -74,7 +74,7 @@ def magnitudes(
 # %% ../nbs/00_sae_mechanics.ipynb #c013
 def activate(
     sae:SAE, # the SAE that made `pre_acts`
-    pre_acts:torch.Tensor, # [..., d_sae], as `encode` gives them or changed since
+    pre_acts:torch.Tensor, # [..., d_sae], as encode gives them or changed since
 ) -> torch.Tensor: # [..., d_sae]
     "σ: the SAE's own activation function, on pre-activations"
     kind, size = sae.cfg.architecture(), magnitudes(sae, pre_acts)
@@ -103,6 +103,7 @@ def pre_activations(
     if x.device != sae.W_enc.device:
         raise ValueError(f"The activation is on {x.device}, the SAE on {sae.W_enc.device}: "
                          f"move the SAE with `sae.to({str(x.device)!r})`.")
+    x = x.to(sae.W_enc.dtype)                   # what is on is decided in the SAE's own precision
     if wants_centred(sae): x = x - x.mean(-1, keepdim=True)
     pre_acts = sae.process_sae_in(x) @ sae.W_enc
     return pre_acts.add_(encoder_bias(sae))                              # in place: it may be large
@@ -160,6 +161,7 @@ def top_features(
 ) -> ActiveFeatures:
     "The k features that are highest by something, at their pre-activations"
     top = by.topk(min(k, by.shape[-1]), sorted=False)
+    if by is pre_acts: return ActiveFeatures(top.values.relu(), top.indices, by.shape[-1])
     acts = pre_acts.gather(-1, top.indices) * (top.values > 0)
     return ActiveFeatures(acts, top.indices, pre_acts.shape[-1])
 
@@ -184,8 +186,10 @@ def sum_directions(
     feature_acts:torch.Tensor, # [..., d_sae]
 ) -> torch.Tensor: # [..., d_in]
     "Activations times `W_dec`, by the rows of active features where these are few"
-    n = max(1, int((feature_acts != 0).sum(-1).max())) if feature_acts.numel() else 1
-    if 32 * n <= feature_acts.shape[-1]:
+    d_sae, on_cpu = feature_acts.shape[-1], feature_acts.device.type == "cpu"
+    asked = on_cpu and feature_acts.numel() > 0
+    n = max(1, int((feature_acts != 0).sum(-1).max())) if asked else d_sae
+    if 32 * n <= d_sae:
         features = feature_acts.abs().topk(n, sorted=False).indices
         return sum_rows(sae, feature_acts.gather(-1, features), features)
     if is_rescaled(sae): feature_acts = feature_acts / sae.W_dec.norm(dim=-1)
@@ -210,7 +214,7 @@ def restore(
 def decode(
     sae:SAE, # the SAE that encoded, just before
     feature_acts:torch.Tensor, # [..., d_sae]
-    x:torch.Tensor|None=None, # what was encoded, see `restore`
+    x:torch.Tensor|None=None, # what was encoded, see restore
 ) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
     "Turn activations into the vector that they stand for"
     return restore(sae, sum_directions(sae, feature_acts) + sae.b_dec, x)
@@ -221,13 +225,15 @@ def decode_change(
     directions:torch.Tensor, # [..., d_in] the decoder's rows, each times its feature's change, summed
 ) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
     "What a change of features does to `x`"
-    nothing = directions.new_zeros(1)  # the mean is the same in both
-    return restore(sae, directions, nothing) - restore(sae, directions * 0, nothing)
+    kind = sae.cfg.normalize_activations
+    if kind == "layer_norm": directions = directions * sae.ln_std
+    if kind == "constant_norm_rescale": directions = directions / sae.x_norm_coeff
+    return sae.reshape_fn_out(directions, sae.d_head)
 
 # %% ../nbs/00_sae_mechanics.ipynb #cf79a1401
 def first_id(
     tokenizer, # of the model
-    wanted:bool|str|None, # see `SAEModel`
+    wanted:bool|str|None, # see SAEModel
 ) -> int|None: # None where texts begin with their first word
     "The token that begins each text"
     if wanted is False: return None
@@ -376,7 +382,7 @@ def has_surrogates(
 # %% ../nbs/00_sae_mechanics.ipynb #c074
 @patch
 def to_tokens(self:SAEModel,
-    prompts, # a text, a list of messages, or several of either, see `as_batch`
+    prompts, # a text, a list of messages, or several of either, see as_batch
     padding_side:str="right", # "left" for generating, so that all rows end together
     reserve:int=0, # tokens of the context to leave free, for what will be generated
 ) -> dict: # input_ids and attention_mask, both [batch, pos]
@@ -402,42 +408,42 @@ def to_tokens(self:SAEModel,
 class _Deepest(Exception): "Raised by a hook once there is nothing more to see"
 
 @patch
-@torch.no_grad()
 def activations(self:SAEModel,
     tokens:dict, # input_ids and attention_mask, as `to_tokens` gives them
     sinks:bool=True, # leave attention sinks out of the mask; a sink at one hook point is one
 ) -> tuple[dict, torch.Tensor]: # {hook name: x [batch, pos, d_in]}, content mask [batch, pos]
     "The activations at every hook point, from one pass that stops at the deepest"
-    seen, masks = {}, []
-    told = marks(self.lm, self.tokenizer, self.saes, self.sinks if sinks else None)
-    def keep(hook_name):
-        def fn(x, mask):
-            seen[hook_name] = x
-            masks.append(mask)
-            if len(seen) == len(self.saes): raise _Deepest
-        return fn
-    try:
-        with hooked(self.lm, {h: keep(h) for h in self.saes}, **told): lm_logits(self.lm, **tokens)
-    except _Deepest: pass
-    if silent := [h for h in self.saes if h not in seen]:
-        raise ValueError(f"Nothing passed through {', '.join(silent)}: "
-                         "switch this hook point on in the model.")
-    return seen, torch.stack([m.to(self.device) for m in masks]).all(0)
+    with torch.no_grad():
+        seen, masks = {}, []
+        told = marks(self.lm, self.tokenizer, self.saes, self.sinks if sinks else None)
+        def keep(hook_name):
+            def fn(x, mask):
+                seen[hook_name] = x
+                masks.append(mask)
+                if len(seen) == len(self.saes): raise _Deepest
+            return fn
+        try:
+            with hooked(self.lm, {h: keep(h) for h in self.saes}, **told): lm_logits(self.lm, **tokens)
+        except _Deepest: pass
+        if silent := [h for h in self.saes if h not in seen]:
+            raise ValueError(f"Nothing passed through {', '.join(silent)}: "
+                             "switch this hook point on in the model.")
+        return seen, torch.stack([m.to(self.device) for m in masks]).all(0)
 
 # %% ../nbs/00_sae_mechanics.ipynb #c740f6518
 @patch
-@torch.no_grad()
 def record_norms(self:SAEModel,
     texts:list[str], # to measure on, where the SAEs do not know it yet
 ) -> dict: # hook name -> median norm of content tokens
     "See to it that each SAE knows how long activations are at its hook point"
-    saes = {h: s for h, s in self.saes.items() if s.cfg.metadata.median_norm is None}
-    norms = {h: [] for h in saes}
-    for i in range(0, len(texts) if saes else 0, 8):
-        xs, mask = self.activations(self.to_tokens(texts[i:i + 8]), sinks=False)
-        for h in saes: norms[h].append(xs[h][mask].flatten(1).float().norm(dim=-1))
-    for h, s in saes.items(): s.cfg.metadata.median_norm = torch.cat(norms[h]).median().item()
-    return {h: s.cfg.metadata.median_norm for h, s in self.saes.items()}
+    with torch.no_grad():
+        saes = {h: s for h, s in self.saes.items() if s.cfg.metadata.median_norm is None}
+        norms = {h: [] for h in saes}
+        for i in range(0, len(texts) if saes else 0, 8):
+            xs, mask = self.activations(self.to_tokens(texts[i:i + 8]), sinks=False)
+            for h in saes: norms[h].append(xs[h][mask].flatten(1).float().norm(dim=-1))
+        for h, s in saes.items(): s.cfg.metadata.median_norm = torch.cat(norms[h]).median().item()
+        return {h: s.cfg.metadata.median_norm for h, s in self.saes.items()}
 
 # %% ../nbs/00_sae_mechanics.ipynb #c098
 def take_apart(
