@@ -43,7 +43,7 @@ def neutral_prompts(
 @torch.no_grad()
 def neutral_text(
     model:SAEModel, # the model
-    prompts:list|None=None, # texts and lists of messages; None: see `neutral_prompts`
+    prompts:list|None=None, # texts and lists of messages; None: see neutral_prompts
     new_tokens:int=20, # to continue each by
 ) -> NeutralText:
     "Continue neutral prompts greedily with the unmodified model"
@@ -70,7 +70,7 @@ def neutral(self:SAEModel) -> NeutralText:
 def damage(
     model:SAEModel, # model and SAEs
     intervention:Intervention|None, # None costs nothing
-    neutral:NeutralText|None=None, # None: the model's own
+    neutral:"NeutralText|None"=None, # None: the model's own
 ) -> np.ndarray: # [batch, n_new] nats
     "KL(steered ‖ unmodified) at each token of neutral text"
     neutral = neutral or model.neutral
@@ -112,7 +112,7 @@ def calibrate(
     model:SAEModel, # model and SAEs
     intervention:Intervention, # with a dial
     budget:float=2., # nats that a token may cost, see `quantile`
-    neutral:NeutralText|None=None, # None: the model's own
+    neutral:"NeutralText|None"=None, # None: the model's own
     quantile:float=.95, # over the tokens of neutral text
     tolerance:float=.05, # of the budget
     most:int=12, # passes
