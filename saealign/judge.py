@@ -157,7 +157,7 @@ def agreement() -> str: # e.g. "0.50 in domain and 0.45 out of domain"
 
 # %% ../nbs/machinery/judge.ipynb #ce8eda8e9
 def acceptability(
-    judge, # an `Acceptability`, or a function from a list of sentences to probabilities
+    judge, # an Acceptability, or a function from a list of sentences to probabilities
     texts:list[str], # texts, or continuations
     batch_size:int=64, # sentences at a time
     prompts:list[str]|None=None, # what `texts` continue; what ends within a prompt does not count

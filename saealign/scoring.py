@@ -19,11 +19,11 @@ from threadpoolctl import threadpool_limits
 from .artefacts import model_provenance, push_folder
 from .displays import firing_tokens, html_table, ShadedTokens
 from .embedding import embed
-from .pools import as_texts
 from .reference_set import ReferenceSet, ShardedReferenceSet
 from .sae_mechanics import encode, SAEModel
 from .saved_scores import read_scores, scores_card, write_scores
 from .sums import prompt_sums, Sums
+from .texts import as_texts
 
 # %% ../nbs/02_scoring.ipynb #c012
 def prompt_distances(
@@ -80,7 +80,7 @@ def rank_scores(
 # %% ../nbs/02_scoring.ipynb #c023
 def z_scores(
     g:np.ndarray, # [d_sae], NaN where unscored
-    sums:Sums, # with squares, see `prompt_sums`
+    sums:Sums, # with squares, see prompt_sums
     distances:np.ndarray, # [n_ref]
     temperature:float=1., # standard errors that count as one; larger is softer
 ) -> np.ndarray: # [d_sae] in [0, 1], NaN where unscored
@@ -116,7 +116,7 @@ class TopicScores:
 
 # %% ../nbs/02_scoring.ipynb #c0b327939
 @patch(as_prop=True)
-def provenance(self:TopicScores) -> dict: # see `ReferenceSet.provenance`; may be empty
+def provenance(self:TopicScores) -> dict: # see ReferenceSet.provenance; may be empty
     "Names and fingerprints of what the scores were made with"
     return self.ref.provenance if self.ref is not None else self._provenance
 
@@ -183,7 +183,7 @@ def score_topics(self:ReferenceSet,
     topics:dict, # topic name -> its texts
     method:str="minmax", # "minmax" (Eq. 2), "rank" or "z"
     min_prompts:int=20, # a feature active on fewer prompts is unscored
-    temperature:float=1., # of "z", see `z_scores`
+    temperature:float=1., # of "z", see z_scores
     keep_texts:bool=False, # keep the topic's texts in the result, as `.texts`
 ) -> dict: # topic name -> TopicScores
     "Score all features for several topics; the sparse products are shared"
@@ -206,7 +206,7 @@ def score_topics(self:ReferenceSet,
 # %% ../nbs/02_scoring.ipynb #c034
 @patch
 def score(self:ReferenceSet,
-    texts, # the topic's texts; see `as_texts`
+    texts, # the topic's texts; see as_texts
     name:str="topic", # of the topic
     **kwargs, # method, min_prompts, temperature and keep_texts, see `score_topics`
 ) -> TopicScores:
@@ -349,7 +349,7 @@ def topic_map(self:TopicScores,
 # %% ../nbs/02_scoring.ipynb #c079
 def best_site(
     refs, # a ReferenceSet, or a list or dict of them; with the same prompts they compare
-    texts, # the topic's texts; see `as_texts`
+    texts, # the topic's texts; see as_texts
     top:int=100, # how many of the nearest features of each SAE count
     n_shuffles:int=10, # how often distances are dealt out at random
     min_prompts:int=20, # a feature active on fewer prompts is unscored
@@ -439,7 +439,7 @@ def activation_share(self:TopicScores,
 # %% ../nbs/02_scoring.ipynb #c121
 @patch
 def card(self:TopicScores,
-    license:str="other", # see `make_card`
+    license:str="other", # see make_card
     name:str="FOLDER_OR_HUB_ID", # what to load it by
     n:int=10, # features shown for each hook point
 ) -> str: # Markdown

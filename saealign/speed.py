@@ -15,7 +15,7 @@ from .sae_mechanics import SAEModel
 def batch_budget(
     model:SAEModel, # model and SAEs
 ) -> int: # tokens in a batch, padding included
-    "What suits the device, within reason: as much as a GPU's free memory has room for, or what a processor need not fetch anew"
+    "As much as a GPU's free memory has room for, or what a processor need not fetch anew"
     if model.device.type != "cuda":
         return int(np.clip(12e6 / (4 * 4 * d_model(model.lm)), 256, 2_000))
     free, _ = torch.cuda.mem_get_info(model.device)

@@ -45,13 +45,10 @@ def block_sums(
     ones, centre = np.ones(rows.shape[0]), distances.mean(0, dtype=float)
     mass = over(rows.data, ones)
     weighted = over(rows.data, distances - centre) + np.multiply.outer(mass, centre)
-    return Sums(
-        weighted,
-        mass,
-        over((rows.data != 0).astype(rows.dtype), ones),
-        over(rows.data**2, ones) if squares else 0,
-    )
+    n_prompts = over((rows.data != 0).astype(rows.dtype), ones)
+    return Sums(weighted, mass, n_prompts, over(rows.data**2, ones) if squares else 0)
 
+# %% ../nbs/machinery/sums.ipynb #c7d41b463
 def prompt_sums(
     summaries, # prompt-level activations [n_ref, d_sae], scipy CSR or dense
     distances:np.ndarray, # [n_ref], or [n_ref, n_topics] for several topics at once
@@ -60,10 +57,5 @@ def prompt_sums(
     "The sums over any number of prompts, block by block"
     A = sp.csr_array(summaries)
     if A.dtype.kind != "f": A = A.astype(float)
-    return reduce(
-        add,
-        (
-            block_sums(some_rows(A, i, i + BLOCK), distances[i : i + BLOCK], squares)
-            for i in range(0, len(distances), BLOCK)
-        ),
-    )
+    def block(i): return block_sums(some_rows(A, i, i + BLOCK), distances[i:i + BLOCK], squares)
+    return reduce(add, map(block, range(0, len(distances), BLOCK)))
