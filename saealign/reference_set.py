@@ -174,7 +174,7 @@ def build_shard(
     return embed(prompts, embedder), sites
 
 # %% ../nbs/01_reference_set.ipynb #c09bd376f
-FIT, N_CHECKED = "fit.json", 16  # the file, and the number of prompts
+FIT, N_CHECKED = "fit.json", 8   # the file, and the number of prompts
 
 def measure_fit(
     model:SAEModel, # model and SAEs
