@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHADES', 'DRAWING', 'INSIDE', 'REFUSED', 'ONE_AT_A_TIME', 'Generation', 'end_ids', 'as_generation', 'check_seed',
-           'seeded', 'check_options', 'sampling', 'replay', 'rows_move', 'check_count', 'one_batch', 'as_generations',
-           'padding', 'n_together', 'check_streamed', 'Comparison', 'way_name', 'way_names', 'alike', 'answered',
-           'next_logp']
+           'seeded', 'check_options', 'sampling', 'replay', 'rows_move', 'check_count', 'one_batch', 'padding',
+           'as_generations', 'n_together', 'in_batches', 'check_streamed', 'Comparison', 'way_name', 'way_names',
+           'alike', 'answered', 'next_logp']
 
 # %% ../nbs/machinery/generation.ipynb #cda2564b3
 from contextlib import contextmanager
@@ -179,6 +179,7 @@ def replay(
         model.lm(input_ids=ids, **read)
     return trace
 
+# %% ../nbs/machinery/generation.ipynb #ce12fb6a8
 def rows_move(
     model:SAEModel, # its generation config may ask for beams
     trace:Trace, # as noted on the way
@@ -201,6 +202,7 @@ def check_count(
         raise ValueError(f"{len(intervention)} interventions for {len(prompts)} prompts: "
                          "give one for each.")
 
+# %% ../nbs/machinery/generation.ipynb #cff88348d
 def one_batch(
     model:SAEModel, # model and SAEs
     prompts:list, # of the batch
@@ -222,6 +224,15 @@ def one_batch(
     return ids, mask, start, trace.collect()
 
 # %% ../nbs/machinery/generation.ipynb #c367ac9bf
+def padding(
+    options:dict, # see sampling
+) -> int|None:
+    "What fills up rows that something else than a token has ended; None if nothing else can"
+    others = "stop_strings", "stopping_criteria", "max_time"
+    if all(options.get(name) is None for name in others): return None
+    return options.get("pad_token_id", 0)
+
+# %% ../nbs/machinery/generation.ipynb #c41ac9bec
 def as_generations(
     model:SAEModel, # whose tokenizer
     prompts:list, # of the batch
@@ -242,14 +253,6 @@ def as_generations(
         out.append(as_generation(model, prompts[i // n], before, new, kept, noted, label))
     return out
 
-def padding(
-    options:dict, # see sampling
-) -> int|None:
-    "What fills up rows that something else than a token has ended; None if nothing else can"
-    others = "stop_strings", "stopping_criteria", "max_time"
-    if all(options.get(name) is None for name in others): return None
-    return options.get("pad_token_id", 0)
-
 # %% ../nbs/machinery/generation.ipynb #c3f17d47f
 ONE_AT_A_TIME = "assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"
 
@@ -264,6 +267,24 @@ def n_together(
     alone = any(options.get(name) is not None for name in ONE_AT_A_TIME)
     unfilled = padding(options) is not None and not options["eos_token_id"]   # rows that stop go on
     return 1 if alone or unfilled else batch_size
+
+# %% ../nbs/machinery/generation.ipynb #c39f27df4
+def in_batches(
+    model:SAEModel, # model and SAEs
+    prompts:list, # all of them
+    size:int, # how many share a batch
+    intervention:Intervention|None, # one, or Each with as many as there are prompts
+    topic:TopicScores|None, # what contamination is measured against
+    options:dict, # see sampling
+) -> list[Generation]: # in the order of the prompts
+    "Continue prompts, batch after batch"
+    out = []
+    for b in range(0, len(prompts), size):
+        part, how = prompts[b:b + size], intervention
+        if isinstance(how, Each): how = Each(how.interventions[b:b + size])
+        done = one_batch(model, part, how, topic, options)
+        out += as_generations(model, part, how, options, done)
+    return out
 
 # %% ../nbs/machinery/generation.ipynb #ceb1f9b11
 @patch
@@ -286,20 +307,15 @@ def generate(self:SAEModel,
         if stream: return self.stream(prompts, intervention, max_new_tokens, top_k, seed, **kwargs)
         prompts, options = as_batch(prompts), sampling(self, max_new_tokens, top_k, **kwargs)
         check_count(intervention, prompts)
-        step, out = n_together(batch_size, options), []
+        size = n_together(batch_size, options)
         self.to_tokens(prompts, reserve=options["max_new_tokens"])
         topic = topic or getattr(intervention, "topic", None)
         if isinstance(intervention, Each):
             for sae in self.saes.values(): intervention.check(sae)
         with seeded(self, seed):
-            for b in range(0, len(prompts), step):
-                part, how = prompts[b:b + step], intervention
-                if isinstance(how, Each): how = Each(how.interventions[b:b + step])
-                done = one_batch(self, part, how, topic, options)
-                out += as_generations(self, part, how, options, done)
-        return out
+            return in_batches(self, prompts, size, intervention, topic, options)
 
-# %% ../nbs/machinery/generation.ipynb #c7061bfa4
+# %% ../nbs/machinery/generation.ipynb #cbe89bf85
 def check_streamed(
     prompt, # what was given
     options:dict, # see sampling
@@ -311,6 +327,7 @@ def check_streamed(
         if (options.get(name) or 1) > 1:
             raise ValueError(f"{name}={options[name]} cannot be streamed: leave stream=True out.")
 
+# %% ../nbs/machinery/generation.ipynb #c7061bfa4
 @patch
 def stream(self:SAEModel,
     prompt:str|list, # one text, or one list of messages
@@ -394,6 +411,7 @@ def alike(
     lengths = n_tokens([f"{g.prompt}{g.text}" for g in generations], model.tokenizer)
     return length_batches(lengths, 64_000_000 // text_config(model.lm).vocab_size)
 
+# %% ../nbs/machinery/generation.ipynb #c2153a95e
 def answered(
     model:SAEModel, # whose tokens to use
     generations:list[Generation], # one batch

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PREFACES', 'GREETING', 'MARKS', 'END', 'ABBREVIATION', 'COMMON', 'SELF_TALK', 'bundled_prompts', 'bundled_topic',
            'as_prompts', 'sample_prompts', 'kept_p3', 'p3_prompts', 'bundled_subjects', 'pool_plan', 'GumbelTopK',
-           'instruction_tokens', 'write_texts', 'read_part', 'write_part', 'pool_from_model', 'without_preface',
-           'complete_sentences', 'plain_words', 'is_english', 'word_runs', 'is_loop', 'talks_about_itself',
-           'own_paragraphs', 'repeats_another', 'pool_faults', 'clean_pool']
+           'instruction_tokens', 'write_texts', 'read_part', 'write_part', 'batch_texts', 'pool_from_model',
+           'without_preface', 'complete_sentences', 'plain_words', 'is_english', 'word_runs', 'is_loop',
+           'talks_about_itself', 'own_paragraphs', 'repeats_another', 'pool_faults', 'clean_pool']
 
 # %% ../nbs/machinery/pools.ipynb #cf03d51d6
 import json, random, re
@@ -226,6 +226,23 @@ def write_part(
     rows = json.dumps(table.to_dict("records"), ensure_ascii=False)
     with whole(path) as part: part.write_text(rows, encoding="utf-8")
 
+# %% ../nbs/machinery/pools.ipynb #c6e881fd2
+def batch_texts(
+    model:SAEModel, # see pool_from_model
+    rows:pd.DataFrame, # of the plan
+    forms:dict[str, str], # name -> instruction with {subject} in it
+    sampler:LogitsProcessor, # what draws the tokens
+    max_new_tokens:int, # at most, for a text
+    part:Path|None=None, # where the batch is kept
+) -> list[str]:
+    "The texts of one batch, from disk if they are there"
+    new = read_part(part, rows) if part else None
+    if new is not None: return new
+    asked = [forms[r.task].format(subject=r.subject) for r in rows.itertuples()]
+    new = write_texts(model, asked, sampler, max_new_tokens)
+    if part: write_part(part, rows.assign(prompt=new))
+    return new
+
 # %% ../nbs/machinery/pools.ipynb #c19ec6bd4
 def pool_from_model(
     model:SAEModel, # a Hugging Face chat model; any other gets the instructions as plain text
@@ -249,13 +266,8 @@ def pool_from_model(
     for b, start in enumerate(tqdm(range(0, len(plan), batch_size), desc="pool", unit="batch")):
         rows = plan[start:start + batch_size]
         part = folder and folder / f"{b:04d}.json"
-        new = read_part(part, rows) if part else None
-        if new is None:
-            asked = [forms[r.task].format(subject=r.subject) for r in rows.itertuples()]
-            sampler = GumbelTopK(top_k, temperature, seed * 1_000_000 + b)
-            new = write_texts(model, asked, sampler, max_new_tokens)
-            if part: write_part(part, rows.assign(prompt=new))
-        texts += new
+        sampler = GumbelTopK(top_k, temperature, seed * 1_000_000 + b)
+        texts += batch_texts(model, rows, forms, sampler, max_new_tokens, part)
     return plan.assign(prompt=texts)[["prompt", *plan.columns]]
 
 # %% ../nbs/machinery/pools.ipynb #c00d7ea1b
@@ -366,7 +378,7 @@ def repeats_another(
 
 # %% ../nbs/machinery/pools.ipynb #c2073a567
 def pool_faults(
-    texts:list[str], # after complete_sentences
+    texts:pd.Series|list[str], # after complete_sentences
     tokenizer, # of the model that the pool is for
     least:int=20, # tokens
     most:int=120, # tokens
@@ -377,7 +389,8 @@ def pool_faults(
         "too short": [len(i) < least for i in ids], "too long": [len(i) > most for i in ids],
         "not English": [not is_english(t) for t in texts], "a loop": [is_loop(t) for t in texts],
         "about itself": [talks_about_itself(t) for t in texts]}
-    return pd.DataFrame(faults, index=getattr(texts, "index", None), dtype=bool)
+    index = texts.index if isinstance(texts, pd.Series) else None
+    return pd.DataFrame(faults, index=index, dtype=bool)
 
 # %% ../nbs/machinery/pools.ipynb #cbf4fe1b1
 def clean_pool(

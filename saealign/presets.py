@@ -210,9 +210,9 @@ def stated(
     sae_id:str, # a folder inside `release`, or an id of that release
 ) -> dict: # explained_variance and l0, as far as they are stated
     "What an SAE's card or SAELens' table says of it"
-    base, known = Path(release).expanduser(), get_pretrained_saes_directory().get(str(release))
-    said = _on_card(base, sae_id) if base.is_dir() else {}
-    if known:
+    base, said = Path(release).expanduser(), {}
+    if base.is_dir(): said = _on_card(base, sae_id)
+    elif known := get_pretrained_saes_directory().get(str(release)):         # takes seconds
         variance = known.expected_var_explained.get(sae_id)
         said = dict(explained_variance=None if variance == 1 else variance,
                     l0=known.expected_l0.get(sae_id) or None)

@@ -101,7 +101,7 @@ def prompt_ids(
 MARKS = "@saealign-0@", "@saealign-1@", "@saealign-2@"
 
 def _pieces(tokenizer, roles):
-    "What the template writes around contents, for messages of these roles; nothing if it refuses them"
+    "What the template writes around messages of these roles; nothing if it refuses them"
     messages = [dict(role=r, content=m) for r, m in zip(roles, MARKS)]
     try: text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError: return []

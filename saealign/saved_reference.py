@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'SITE', 'UNREADABLE', 'sites_table', 'reference_card', 'reference_tensors', 'write_reference',
-           'check_site', 'check_tensors', 'saved_prompts', 'read_reference']
+           'check_site', 'check_tensors', 'saved_prompts', 'read_reference', 'check_embedder']
 
 # %% ../nbs/machinery/saved_reference.ipynb #c42bd8e36
 import json
@@ -15,6 +15,7 @@ import numpy as np, pandas as pd, pyarrow as pa
 from .artefacts import ABOUT, artefact_folder, CARD, check_files, check_provenance
 from .artefacts import make_card, md_table, new_folder, pool_hash, provenance_rows
 from .artefacts import read_about, sae_cells, write_about
+from .embedding import DEFAULT_EMBEDDER, embed
 from .pools import as_prompts
 from .shards import JOINED, TOP
 from .tensors import check_array, open_tensors, pieces, write_tensors
@@ -156,3 +157,16 @@ def read_reference(
     if "pool" in made and made["pool"] != pool_hash(table.prompt):
         raise ValueError(f"{prompts} holds other prompts than {ABOUT} says: get it again.")
     return table, numbers, made
+
+# %% ../nbs/machinery/saved_reference.ipynb #c40047975
+def check_embedder(
+    ref, # a reference set, whose embeddings are known
+    embedder, # see embed
+) -> None:
+    "Raise a `ValueError` unless this is the embedder that made a reference set's embeddings"
+    new = embed(ref.prompts.prompt.head(2).tolist(), embedder)     # [2, d_embed]
+    alike = new.shape[1] == ref.embeddings.shape[1]
+    if alike and (new * ref.embeddings[:2]).sum(1).min() >= .99: return
+    made_by = ref.origin.get("embedder", DEFAULT_EMBEDDER)
+    raise ValueError(f"The embeddings were made by {made_by}, not by this embedder: give "
+                     "from_pretrained the one that made them, as embedder=.")

@@ -10,7 +10,7 @@ __all__ = ['PIECE', 'ON_DEVICE', 'BLOCK', 'token_acts', 'sparse_piece', 'sparse_
 import numpy as np, scipy.sparse as sp, torch
 from sae_lens import SAE
 
-from .sae_mechanics import encode, pre_activations
+from .sae_mechanics import encode, is_plain_topk, pre_activations
 
 # %% ../nbs/machinery/sparse.ipynb #cea8cd10f
 def token_acts(
@@ -18,23 +18,21 @@ def token_acts(
 ) -> sp.csr_array: # [n_tokens, d_sae]
     "Activations of tokens as a sparse matrix"
     t, i = feature_acts.nonzero(as_tuple=True)
-    return sp.csr_array(
-        (feature_acts[t, i].float().cpu().numpy(), (t.cpu().numpy(), i.cpu().numpy())),
-        shape=tuple(feature_acts.shape),
-    )
+    values = feature_acts[t, i].float().cpu().numpy()
+    places = t.cpu().numpy(), i.cpu().numpy()
+    return sp.csr_array((values, places), shape=tuple(feature_acts.shape))
 
+# %% ../nbs/machinery/sparse.ipynb #c2913202a
 def sparse_piece(
     sae:SAE, # the SAE
     x:torch.Tensor, # [n_tokens, d_in]
 ) -> sp.csr_array: # [n_tokens, d_sae]; their sizes, since AbsTopK's may be negative
     "Activations of tokens as a sparse matrix; of a TopK SAE without ever writing down the zeros"
-    if sae.cfg.architecture() != "topk" or sae.cfg.rescale_acts_by_decoder_norm:
-        return token_acts(encode(sae, x)[1].abs())
+    if not is_plain_topk(sae): return token_acts(encode(sae, x)[1].abs())
     top = pre_activations(sae, x).topk(sae.cfg.k, sorted=False)
-    on = top.values > 0  # [n_tokens, k]
-    token, value, feature = (
-        v.cpu().numpy() for v in (on.nonzero()[:, 0], top.values[on].float(), top.indices[on])
-    )
+    on = top.values > 0                                            # [n_tokens, k]
+    token = on.nonzero()[:, 0].cpu().numpy()
+    value, feature = top.values[on].float().cpu().numpy(), top.indices[on].cpu().numpy()
     acts = sp.csr_array((value, (token, feature)), shape=(len(x), sae.cfg.d_sae))
     acts.sort_indices()
     return acts
@@ -56,11 +54,9 @@ def check_finite(
     hook_name:str, # where they come from
 ) -> None:
     "Raise a `ValueError` where activations are no numbers"
-    if not torch.isfinite(x).all():
-        raise ValueError(
-            f"Activations at {hook_name} are NaN or infinite: load the model in float32 or"
-            " bfloat16, not float16."
-        )
+    if torch.isfinite(x).all(): return
+    raise ValueError(f"Activations at {hook_name} are NaN or infinite: load the model in float32 "
+                     "or bfloat16, not float16.")
 
 # %% ../nbs/machinery/sparse.ipynb #c130631c4
 def sum_normalized(
@@ -69,12 +65,11 @@ def sum_normalized(
     n_prompts:int, # some may have no token
 ) -> sp.csr_array: # [n_prompts, d_sae]
     "What `summarize` does by default, on sparse activations of content tokens"
-    belongs = sp.csr_array(
-        (np.ones(len(prompt_of), np.float32), (prompt_of, np.arange(len(prompt_of)))),
-        shape=(n_prompts, acts.shape[0]),
-    )
+    ones, tokens = np.ones(len(prompt_of), np.float32), np.arange(len(prompt_of))
+    belongs = sp.csr_array((ones, (prompt_of, tokens)), shape=(n_prompts, acts.shape[0]))
     sums = belongs @ acts
-    return sp.diags_array((1 / sums.sum(axis=1).clip(1e-12)).astype(np.float32)) @ sums
+    share = 1 / sums.sum(axis=1).clip(1e-12)                       # [n_prompts]
+    return sp.diags_array(share.astype(np.float32)) @ sums
 
 # %% ../nbs/machinery/sparse.ipynb #c72bbcaa9
 ON_DEVICE = 2**28  # numbers that the encoder gives at a time on a GPU, a gigabyte in float32
@@ -122,6 +117,5 @@ def some_rows(
     "Some rows that follow one another, without a copy of their entries"
     ends = rows.indptr[start:stop + 1]
     part = slice(ends[0], ends[-1])
-    return sp.csr_array(
-        (rows.data[part], rows.indices[part], ends - ends[0]), shape=(len(ends) - 1, rows.shape[1])
-    )
+    entries = rows.data[part], rows.indices[part], ends - ends[0]
+    return sp.csr_array(entries, shape=(len(ends) - 1, rows.shape[1]))

@@ -11,6 +11,7 @@ from queue import Queue
 from threading import Event, Thread
 
 import torch
+from fastcore.basics import patch
 from transformers.generation.streamers import BaseStreamer
 
 # %% ../nbs/machinery/streaming.ipynb #c3c86f4c2
@@ -64,31 +65,40 @@ class Pieces(BaseStreamer):
         self.tokenizer, self.ends, self.queue = tokenizer, ends, Queue()
         self.before, self.ids, self.sent = None, [], 0
 
-    def put(self, value:torch.Tensor) -> None:
-        "Take the prompt first, then the new tokens of each step"
-        if self.before is None: self.before = value.flatten().tolist()
-        else: self.give(value.flatten().tolist())
+# %% ../nbs/machinery/streaming.ipynb #c40889126
+@patch
+def text(self:Pieces) -> str:
+    "The text so far"
+    kept = n_kept(self.ids, self.ends, None)
+    return text_after(self.tokenizer, self.before, self.ids[:kept])
 
-    def give(self, ids:list[int]) -> None:
-        "Pass on the words that are complete"
-        self.ids += ids
-        text = self.text()
-        n = 1 + max(text.rfind(" "), text.rfind("\n"))
-        self.send(text[:n])
+@patch
+def send(self:Pieces,
+    text:str, # from its beginning
+) -> None:
+    "Pass on what is new"
+    if len(text) > self.sent: self.queue.put(text[self.sent:])
+    self.sent = max(self.sent, len(text))
 
-    def text(self) -> str:
-        "The text so far"
-        return text_after(self.tokenizer, self.before, self.ids[:n_kept(self.ids, self.ends, None)])
+# %% ../nbs/machinery/streaming.ipynb #c31b3b902
+@patch
+def put(self:Pieces,
+    value:torch.Tensor, # the prompt first, then the new tokens of each step
+) -> None:
+    "Take tokens, and pass on the words that are complete"
+    ids = value.flatten().tolist()
+    if self.before is None:
+        self.before = ids
+        return
+    self.ids += ids
+    text = self.text()
+    self.send(text[:1 + max(text.rfind(" "), text.rfind("\n"))])
 
-    def send(self, text:str) -> None:
-        "Pass on what is new"
-        if len(text) > self.sent: self.queue.put(text[self.sent:])
-        self.sent = max(self.sent, len(text))
-
-    def end(self) -> None:
-        "Pass on the rest, and say that there is no more"
-        if self.before is not None: self.send(self.text())
-        self.queue.put(None)
+@patch
+def end(self:Pieces) -> None:
+    "Pass on the rest, and say that there is no more"
+    if self.before is not None: self.send(self.text())
+    self.queue.put(None)
 
 # %% ../nbs/machinery/streaming.ipynb #c16461559
 def written(

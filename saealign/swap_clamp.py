@@ -348,7 +348,7 @@ class TopicVector(ForTopic, Intervention):
     label, dial = "Topic vector", "strength"
     def __init__(self,
         topic:TopicScores, # with the reference set behind it
-        strength:float=.4, # length of the vector, in medians of the activation's
+        strength:float=.3, # length of the vector, in medians of the activation's
         n:int=64, # how many features write it
         shares:dict|None=None, # of the topic's own texts; None: nearest prompts alone
         scope:str="all", # see Intervention
