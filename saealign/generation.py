@@ -6,7 +6,7 @@
 __all__ = ['SHADES', 'DRAWING', 'INSIDE', 'REFUSED', 'ONE_AT_A_TIME', 'Generation', 'end_ids', 'as_generation', 'check_seed',
            'seeded', 'check_options', 'sampling', 'replay', 'rows_move', 'check_count', 'one_batch', 'padding',
            'as_generations', 'n_together', 'in_batches', 'check_streamed', 'Comparison', 'way_name', 'way_names',
-           'alike', 'answered', 'next_logp']
+           'alike', 'answered', 'next_logits', 'next_logp']
 
 # %% ../nbs/machinery/generation.ipynb #cda2564b3
 from contextlib import contextmanager
@@ -427,20 +427,24 @@ def answered(
 
 # %% ../nbs/machinery/generation.ipynb #cf7b65f9f
 @torch.no_grad()
-def next_logp(
+def next_logits(
     model:SAEModel, # model and SAEs
     tokens:dict, # input_ids and attention_mask [batch, pos], see answered
     start:int, # where continuations begin
     intervention:Intervention|None=None, # as during generation
 ) -> torch.Tensor: # [batch, n_new, vocab]
-    "Log-probabilities of what comes next, wherever a new token was chosen"
+    "Logits of what comes next, wherever a new token was chosen"
     n_new = tokens["input_ids"].shape[1] - start
     position_ids = (tokens["attention_mask"].cumsum(-1) - 1).clamp_min(0)
     read = dict(tokens, position_ids=position_ids, use_cache=False, logits_to_keep=n_new + 1)
     how = dict(sinks=model.sinks, prompt_length=start)
     with steer(model.lm, intervention, model.saes, model.tokenizer, **how):
         logits = model.lm(**read).logits                               # [batch, n_new + 1, vocab]
-    return logits[:, :-1].float().log_softmax(-1)
+    return logits[:, :-1].float()
+
+def next_logp(model:SAEModel, tokens:dict, start:int, intervention:Intervention|None=None):
+    "Log-probabilities of what comes next: as next_logits [batch, n_new, vocab]"
+    return next_logits(model, tokens, start, intervention).log_softmax(-1)
 
 # %% ../nbs/machinery/generation.ipynb #c28a6410d
 @patch
@@ -452,7 +456,8 @@ def perplexity(self:SAEModel,
     for batch in alike(self, generations):
         tokens, start = answered(self, [generations[i] for i in batch])
         new, real = (tokens[k][:, start:] for k in ("input_ids", "attention_mask"))
-        logp = next_logp(self, tokens, start)                          # [batch, n_new, vocab]
-        nats = -logp.gather(-1, new[..., None]).squeeze(-1)            # [batch, n_new]
+        logits = next_logits(self, tokens, start)                      # [batch, n_new, vocab]
+        chosen = logits.gather(-1, new[..., None]).squeeze(-1)         # [batch, n_new]
+        nats = logits.logsumexp(-1) - chosen                           # [batch, n_new]
         out[batch] = [row[keep].mean().exp().item() for row, keep in zip(nats, real.bool())]
     return out

@@ -330,7 +330,8 @@ class Each(Intervention):
     def __init__(self,
         interventions:list, # one for each prompt; None leaves the prompt to the model as it is
     ):
-        self.interventions = [Watch() if i is None else i for i in interventions]
+        watch = Watch()                                   # one for all, so they stay together
+        self.interventions = [watch if i is None else i for i in interventions]
         for i in self.interventions:
             if not isinstance(i, Intervention) or isinstance(i, Each):
                 raise TypeError(f"{i!r} cannot be the intervention of one prompt: "
