@@ -113,7 +113,7 @@ class Bench:
         return lm.eval().requires_grad_(False)
 
     def sae(self, config, kind, d_sae, layer):
-        "An SAE for it; of a JumpReLU SAE, about one feature in two hundred is on"
+        "An SAE for it; on numbers drawn at random, one JumpReLU feature in two hundred is on"
         kw = dict(k=8 if self.tiny else 32) if kind == "topk" else {}
         sae = random_sae(kind, config.hidden_size, d_sae, hook_name=f"blocks.{layer}.{PLACE}", **kw)
         sae.cfg.metadata.median_norm = config.hidden_size**.5       # or it is asked of the device
@@ -174,6 +174,18 @@ def gap(a, b):
 
 
 class Seen(Exception): "Raised where nothing deeper in the model is wanted"
+
+
+def set_threshold(lm, sae, ids):
+    "Have one feature in two hundred on where this model is, as in a JumpReLU SAE that was trained"
+    def read(x, mask):
+        pre_acts = encode(sae, x.float())[0].flatten()               # of every token and feature
+        some = pre_acts[::pre_acts.numel() // 1_000_000 + 1]
+        sae.threshold.fill_(torch.quantile(some, .995))
+        raise Seen
+    try:
+        with torch.no_grad(), hooked(lm, {sae.cfg.metadata.hook_name: read}): lm(ids)
+    except Seen: pass
 
 
 def passes(lm, sae, ids, and_encode=True):
@@ -437,6 +449,7 @@ def memory(bench):
 def decoding(bench, config, kind, d_sae, layer, dtype, limit):
     "Time of a decode step under each way to steer, as a ratio of the unmodified model's"
     lm, sae = bench.lm(config, dtype), bench.sae(config, kind, d_sae, layer)
+    if kind == "jumprelu": set_threshold(lm, sae, bench.ids(config, bench.batches[0]))
     topic = made_up_topic(sae)
     vector = torch.randn(config.hidden_size, device=bench.device, dtype=dtype)
     ways = {"unmodified": None, "bare hook": lambda: bare_hook(lm, layer, vector),
@@ -485,6 +498,7 @@ def reference_pass(bench):
     lm = bench.lm(bench.gemma, torch.bfloat16)
     sae = bench.sae(bench.gemma, "jumprelu", bench.scope, layer)
     ids = bench.ids(bench.gemma, 2 if bench.tiny else 64, 8 if bench.tiny else 128)
+    set_threshold(lm, sae, ids[:2])
     fns = {"whole": passes(lm, sae, ids), "language model": passes(lm, sae, ids, and_encode=False)}
     seconds = bench.times(fns)
     per_layer = sum(p.numel() for p in decoder_layers(lm)[0].parameters())
