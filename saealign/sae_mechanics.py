@@ -176,6 +176,7 @@ def sum_rows(
 ) -> torch.Tensor: # [..., d_in]
     "Sum the decoder's rows of a few features at each position, each times its activation"
     if is_rescaled(sae): values = values / sae.W_dec[features].norm(dim=-1)
+    values = values.to(sae.W_dec.dtype)                     # autocast may have rounded them
     if sae.W_dec.device.type not in ("cpu", "cuda"):
         return (values[..., None, :] @ sae.W_dec[features]).squeeze(-2)
     n, d_in = values.shape[-1], sae.W_dec.shape[-1]
