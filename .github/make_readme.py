@@ -9,7 +9,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = {"images/": "nbs/images/"}  # folders that the notebook links to, as seen from the top
+HERE = r"\]\((?=images/|[\w/]+\.ipynb)"  # how a link to a picture or a notebook beside the index begins
 
 
 def readme():
@@ -22,7 +22,7 @@ def readme():
         c.outputs = [o for o in c.outputs if o.output_type != "stream" or o.name == "stdout"]
         for o in c.outputs: o.get("data", {}).pop("text/html", None)  # tables as plain text: they read well everywhere
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    for ours, theirs in LINKED.items(): text = text.replace(f"]({ours}", f"]({theirs}")
+    text = re.sub(HERE, "](nbs/", text)
     head = "<!-- Made from nbs/index.ipynb by .github/make_readme.py: edit the notebook. -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
