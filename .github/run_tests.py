@@ -10,6 +10,7 @@
 1 and 2 work on a copy: the tree is never altered, and need not be a git checkout.
 """
 import multiprocessing, os, shutil, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def main():
         results.append(result)
         print(f"{result:7} {name}{hint}", flush=True)
 
-    for name, wrong in check_copy(cfg): report(name, "FAILED" if wrong else "ok", wrong)
+    beside = ThreadPoolExecutor(1)                   # exports and cleans in processes of its own, while notebooks run
+    checks = beside.submit(lambda: list(check_copy(cfg)))
     page = ROOT / "README.md"
     same = page.exists() and page.read_text(encoding="utf-8") == readme()
     report("README in sync with nbs/index.ipynb", "ok" if same else "FAILED", "" if same else ": run .github/make_readme.py")
@@ -131,6 +133,7 @@ def main():
         result = {PASSED: "ok", SKIPPED: "skipped"}.get(status, "FAILED")
         report(f"{path.relative_to(ROOT)} ({seconds:.0f} s)", result, ": stopped, it took too long" if status is None else "")
 
+    for name, wrong in checks.result(): report(name, "FAILED" if wrong else "ok", wrong)
     failed, skipped = results.count("FAILED"), results.count("skipped")
     print(f"{results.count('ok')} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     sys.exit(failed > 0)

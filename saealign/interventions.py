@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Edit', 'dense', 'switched', 'contamination', 'Intervention', 'known_at', 'Watch', 'Encoded', 'FeatureIntervention',
            'changed', 'decoded', 'where_on', 'Then', 'joined_edits', 'check_combined', 'Each', 'joined_rows',
-           'site_scores', 'check_topic']
+           'site_scores', 'known_fingerprint', 'check_topic']
 
 # %% ../nbs/machinery/interventions.ipynb #cbb53e308
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from sae_lens import SAE
 
-from .artefacts import fingerprint
+from .artefacts import fingerprint, sae_settings
 from .hooks import Chunk, SCOPES, where_content
 from .sae_mechanics import activate, ActiveFeatures, check_architecture, decode_change
 from .sae_mechanics import encode, is_plain_topk, pre_activations, restore, sum_directions
@@ -433,6 +433,19 @@ def site_scores(
     s = torch.as_tensor(s).to(sae.W_dec.device, exact)
     return s.nan_to_num(1. if unscored == "keep" else 0.)
 
+# %% ../nbs/machinery/interventions.ipynb #ceb7f30ff
+def known_fingerprint(
+    sae:SAE, # any SAE
+) -> str: # 16 hex digits
+    "An SAE's fingerprint, worked out anew where its weights or settings have changed"
+    weights = list(sae.parameters())
+    if any(w.is_inference() for w in weights): return fingerprint(sae)   # these do not tell
+    now = [(w.data_ptr(), w._version) for w in weights], str(sae_settings(sae))
+    known = vars(sae).get("_fingerprint")
+    if known is None or known[0] != now:
+        known = vars(sae)["_fingerprint"] = now, fingerprint(sae)
+    return known[1]
+
 # %% ../nbs/machinery/interventions.ipynb #c0e3a3d6c
 def check_topic(
     topic:TopicScores, # scores
@@ -442,7 +455,7 @@ def check_topic(
     site_scores(topic, sae)
     name = sae.cfg.metadata.hook_name
     wanted = topic.sae_fingerprints.get(name)
-    if wanted and wanted != fingerprint(sae):
+    if wanted and wanted != (found := known_fingerprint(sae)):
         raise ValueError(f"{topic.name!r} was scored with another SAE (fingerprint {wanted}) than "
-                         f"the one at {name} ({fingerprint(sae)}): build a reference set of this "
-                         "model and score again.")
+                         f"the one at {name} ({found}): build a reference set of this model and "
+                         "score again.")
