@@ -442,6 +442,7 @@ def demo_rows(
     rows = model.generate(prompts * len(ways), each, 40, topic=topic, batch_size=len(each))
     return [rows[i:i + n] for i in range(0, len(rows), n)]
 
+# %% ../nbs/04_eval.ipynb #c48123549
 def demo_table(
     model:SAEModel, # the unmodified model
     topic:TopicScores, # what was steered towards
@@ -452,8 +453,7 @@ def demo_table(
         method=[g.label for g in rows], distance=topic.distance([g.text for g in rows]),
         surprise=np.log(model.perplexity(rows))))
     means = measured.groupby("method", sort=False).mean()
-    means["perplexity"] = np.exp(means.pop("surprise"))
-    return means
+    return means.assign(perplexity=np.exp(means.surprise)).drop(columns="surprise")
 
 # %% ../nbs/04_eval.ipynb #c029d7ece
 def demo_model(

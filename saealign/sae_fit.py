@@ -114,7 +114,6 @@ class SAETally:
         sae:SAE, # the SAE to watch
     ):
         self.sae, self.n, self.error, self.on = sae, 0, 0., 0.
-        self.device = sae.W_enc.device
         self.sum, self.square, self.fired = 0., 0., torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
 
     def add(self,
@@ -187,7 +186,9 @@ def explained_at(self:SAEModel,
             tallies.setdefault(place, {})[hook_name] = SAETally(sae)
     def watch(here):
         def fn(x, m):
-            for t in here.values(): t.add(x.to(t.device), m.to(t.device))   # layers may lie apart
+            for t in here.values():
+                device = t.sae.W_enc.device                              # layers may lie apart
+                t.add(x.to(device), m.to(device))
         return fn
     loss = self.loss_while(tokens, mask, {place: watch(here) for place, here in tallies.items()})
     return pd.DataFrame({place: {h: t.numbers()["explained_variance"] for h, t in here.items()}
