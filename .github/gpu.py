@@ -35,8 +35,7 @@ NAMES = {                                # imported once wheels are in place
     "saealign.sparse": "summed_on_device",
     "saealign.steered": "steer",
     "saealign.swap_clamp": "choose Clamp Reconstruct Swap TopicVector TopUp",
-    "saealign.vectors": "AddVector",
-    "saealign.weight": "Weight",
+        "saealign.weight": "Weight",
 }
 
 
@@ -45,7 +44,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", help="where to run")
     parser.add_argument("--tiny", action="store_true", help="small shapes: that everything runs")
-    parser.add_argument("--minutes", type=float, default=4.5, help="start no step that ends later")
+    parser.add_argument("--minutes", type=float, default=5.5, help="start no step that ends later")
     parser.add_argument("--wheels", type=Path, help="folder with wheels of what is not installed")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs" / "results" / "gpu.json")
     return parser.parse_args()
@@ -91,7 +90,7 @@ class Bench:
         self.device, self.tiny = torch.device(device), tiny
         self.cuda = self.device.type == "cuda"
         self.batches = (1, 2) if tiny else (1, 8, 64)
-        self.new_tokens, self.rounds = (4, 1) if tiny else (24, 2)
+        self.new_tokens = 4 if tiny else 24
         if tiny:
             small = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=1, head_dim=16)
@@ -154,17 +153,30 @@ class Bench:
         fn()
         return torch.cuda.max_memory_allocated(self.device)
 
-    def times(self, fns):
-        "Median seconds of functions that are run in turn, after one run that is not counted"
-        seconds = {name: [] for name in fns}
-        for _ in range(self.rounds + 1):
+    def times(self, fns, lasting=4):
+        "Seconds of functions that are run in turn, round by round; the first round is not counted"
+        seconds, began = {name: [] for name in fns}, None
+        while began is None or len(seconds[name]) < 3 or time.perf_counter() - began < lasting:
             for name, fn in fns.items():
                 self.sync()
                 start = time.perf_counter()
                 fn()
                 self.sync()
                 seconds[name].append(time.perf_counter() - start)
-        return {name: statistics.median(s[1:]) for name, s in seconds.items()}
+            if began is None: began = time.perf_counter()
+            if self.tiny: break
+        return {name: s[-max(1, len(s) - 1):] for name, s in seconds.items()}
+
+
+def medians(seconds):
+    "Median seconds of each function"
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def ratios(seconds, base="unmodified"):
+    "Of each function's seconds to those of one of them: the median over rounds"
+    def ratio(times): return statistics.median(a / b for a, b in zip(times, seconds[base]))
+    return {name: ratio(times) for name, times in seconds.items()}
 
 
 def gap(a, b):
@@ -446,7 +458,7 @@ def memory(bench):
     return found | dict(ok=max(off) < .15 if off else None)
 
 
-def decoding(bench, config, kind, d_sae, layer, dtype, limit):
+def decoding(bench, config, kind, d_sae, layer, dtype, limit, lasting):
     "Time of a decode step under each way to steer, as a ratio of the unmodified model's"
     lm, sae = bench.lm(config, dtype), bench.sae(config, kind, d_sae, layer)
     if kind == "jumprelu": set_threshold(lm, sae, bench.ids(config, bench.batches[0]))
@@ -454,7 +466,7 @@ def decoding(bench, config, kind, d_sae, layer, dtype, limit):
     vector = torch.randn(config.hidden_size, device=bench.device, dtype=dtype)
     ways = {"unmodified": None, "bare hook": lambda: bare_hook(lm, layer, vector),
             "hooks alone": Watch(), "Swap": Swap(topic), "TopUp": TopUp(topic),
-            "vector": AddVector(vector), "topic vector": TopicVector(topic)}
+            "topic vector": TopicVector(topic), "unmodified, again": None}
     several = {"Swap, a topic for each row": Swap([topic, made_up_topic(sae)])}
     found = {}
     for cache, batches in ("dynamic", bench.batches), ("static", bench.batches[:1]):
@@ -465,27 +477,51 @@ def decoding(bench, config, kind, d_sae, layer, dtype, limit):
             now = ways | (several if batch == bench.batches[1] else {})
             fns = {name: writes(lm, sae, ids, way, bench.new_tokens, **kept)
                    for name, way in now.items()}
-            seconds = bench.times(fns)
-            row = {name: s / seconds["unmodified"] for name, s in seconds.items()}
-            for name in "vector", "topic vector":
-                row[f"{name} / bare hook"] = seconds[name] / seconds["bare hook"]
-            row["ms per step, unmodified"] = 1e3 * seconds["unmodified"] / bench.new_tokens
-            found[f"{cache} cache, batch {batch}"] = row
-    worst = max(max(row["Swap"], row["TopUp"]) for row in found.values())
+            seconds = bench.times(fns, lasting)
+            row = ratios(seconds)
+            row["topic vector / bare hook"] = ratios(seconds, "bare hook")["topic vector"]
+            row["ms per step, unmodified"] = 1e3 * medians(seconds)["unmodified"] / bench.new_tokens
+            found[f"{cache} cache, batch {batch}"] = row | dict(rounds=len(seconds["unmodified"]))
+    worst = max(max(row["Swap"], row["TopUp"], row["topic vector"]) for row in found.values())
     return found | dict(worst=worst, wanted=limit, ok=None if bench.tiny else worst <= limit)
 
 
-@step(40)
+@step(60)
 def decoding_gpt2(bench):
-    "Swap and TopUp while decoding, GPT-2 small's shape, 32k TopK features: at most 1.10 ×"
-    return decoding(bench, bench.gpt2, "topk", bench.wide, bench.layer, torch.float32, 1.10)
+    "Steering while decoding, GPT-2 small's shape, 32k TopK features: at most 1.10 ×"
+    return decoding(bench, bench.gpt2, "topk", bench.wide, bench.layer, torch.float32, 1.10, 11)
 
 
-@step(110)
+@step(130)
 def decoding_gemma(bench):
     "The same for gemma-2-2b's shape in bfloat16, 16k JumpReLU features: at most 1.03 ×"
     layer = bench.gemma.num_hidden_layers // 2
-    return decoding(bench, bench.gemma, "jumprelu", bench.scope, layer, torch.bfloat16, 1.03)
+    return decoding(bench, bench.gemma, "jumprelu", bench.scope, layer, torch.bfloat16, 1.03, 22)
+
+
+@contextlib.contextmanager
+def in_tf32():
+    "Products in float32 take rounded factors, where a device can"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try: yield
+    finally: torch.set_float32_matmul_precision(before)
+
+
+def kernels(bench, fn):
+    "Milliseconds of the device by kind of kernel: products, and everything else"
+    if not bench.cuda: return {}
+    fn()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        fn()
+        bench.sync()
+    found = dict(ms_in_products=0., ms_in_other_kernels=0.)
+    for event in profile.key_averages():
+        product = any(w in event.key.lower() for w in ("gemm", "nvjet", "cutlass", "xmma"))
+        found["ms_in_products" if product else "ms_in_other_kernels"] += (
+            getattr(event, "self_device_time_total", 0.) / 1e3)
+    return found
 
 
 @step(30)
@@ -493,20 +529,24 @@ def reference_pass(bench):
     "Arithmetic of gemma's reference pass, against the device's matrix rate in bfloat16"
     n = 256 if bench.tiny else 8192
     a = torch.randn(n, n, device=bench.device, dtype=torch.bfloat16)
-    rate = 2 * n**3 / bench.times({"product": lambda: a @ a})["product"]
+    rate = 2 * n**3 / medians(bench.times({"product": lambda: a @ a}, 1))["product"]
     layer = bench.gemma.num_hidden_layers // 2
     lm = bench.lm(bench.gemma, torch.bfloat16)
     sae = bench.sae(bench.gemma, "jumprelu", bench.scope, layer)
-    ids = bench.ids(bench.gemma, 2 if bench.tiny else 64, 8 if bench.tiny else 128)
+    ids = bench.ids(bench.gemma, 2 if bench.tiny else 128, 8 if bench.tiny else 128)
     set_threshold(lm, sae, ids[:2])
-    fns = {"whole": passes(lm, sae, ids), "language model": passes(lm, sae, ids, and_encode=False)}
-    seconds = bench.times(fns)
+    whole, alone = passes(lm, sae, ids), passes(lm, sae, ids, and_encode=False)
+    def rounded():
+        with in_tf32(): whole()
+    seconds = medians(bench.times({"whole": whole, "language model": alone, "TF32": rounded}, 3))
     per_layer = sum(p.numel() for p in decoder_layers(lm)[0].parameters())
-    work = 2 * ids.numel() * ((layer + 1) * per_layer + sae.W_enc.numel())
     of_model = 2 * ids.numel() * (layer + 1) * per_layer
+    work = of_model + 2 * ids.numel() * sae.W_enc.numel()
     share = work / seconds["whole"] / rate
     return dict(tokens_per_second=ids.numel() / seconds["whole"], matrix_rate_TFLOPS=rate / 1e12,
                 share=share, share_language_model=of_model / seconds["language model"] / rate,
+                whole_to_language_model=seconds["whole"] / seconds["language model"],
+                share_with_TF32=work / seconds["TF32"] / rate, **kernels(bench, whole),
                 wanted=.5, ok=None if bench.tiny else share >= .5)
 
 
@@ -541,8 +581,9 @@ def other_tools(bench):
         with torch.no_grad(), steer(lm, Swap(topic), sae, sinks=None):
             return generate_ids(lm, tokens, n, do_sample=False)
     seconds = bench.times({"theirs": theirs, "ours": ours})
+    times = ratios(seconds, "ours")["theirs"]
     same = torch.equal(theirs(), ours())
-    return dict(times_theirs_to_ours=seconds["theirs"] / seconds["ours"], same_text=same, ok=same)
+    return dict(times_theirs_to_ours=times, same_text=same, ok=same)
 
 
 def facts(bench, args):

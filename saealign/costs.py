@@ -141,7 +141,7 @@ def sae_bytes(
     return 4 * (2 * d_in * d_sae + 2 * d_sae + d_in)
 
 # %% ../nbs/05_costs.ipynb #c77f2724d
-READ = dict(topk=4, jumprelu=17)   # bytes for each feature of each token, in a reference pass
+READ = dict(topk=14, jumprelu=17)  # bytes for each feature of each token, in a reference pass
 SWAP = dict(topk=8, jumprelu=17)   # the same, with Swap
 
 def batch_bytes(

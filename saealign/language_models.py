@@ -81,8 +81,11 @@ def device_of(
     for part in module.modules():
         where = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if where is not None: return torch.device(where)
-    devices = [p.device for p in module.parameters()]
-    return next((d for d in devices if d.type != "meta"), devices[0] if devices else None)
+    empty = None
+    for weight in module.parameters():
+        if weight.device.type != "meta": return weight.device
+        empty = weight.device
+    return empty
 
 # %% ../nbs/machinery/language_models.ipynb #ce898eda6
 def weights_of(
