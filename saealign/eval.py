@@ -97,16 +97,17 @@ def finetune(
     epochs:int=3, # passes over the texts
     lr:float=1e-3, # learning rate, falling to zero
     lora:bool=False, # train a LoRA of rank 8 instead of all weights; needs the extra `finetune`
-    seed:int=0, # of the order of the texts
+    seed:int=0, # of a LoRA's first weights, and of the order of the texts
 ) -> SAEModel: # a fine-tuned copy
     "Fine-tune a copy of the model on the topic's texts"
     from transformers import PrinterCallback, Trainer, TrainingArguments
     rows = [model.to_tokens(text)["input_ids"][0].tolist() for text in texts]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as out, warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")                    # the Trainer and peft think aloud
+        torch.manual_seed(seed)
         lm = with_lora(model.lm) if lora else copy.deepcopy(model.lm)
         args = TrainingArguments(
-            folder, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=4,
+            out, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=4,
             seed=seed, save_strategy="no", logging_strategy="no", report_to="none",
             disable_tqdm=True, use_cpu=model.device.type == "cpu")
         trainer = Trainer(lm, args, with_labels, rows)
@@ -462,8 +463,7 @@ def demo_model(
     of_all:str, # what to say of those left out
 ) -> tuple[SAEModel, ReferenceSet]:
     "The model, in bfloat16 where that is quicker, and its reference set"
-    t = time.time()
-    model = SAEModel.from_pretrained(preset)
+    t, model = time.time(), SAEModel.from_pretrained(preset)
     t = report(f"Loaded {preset}: {weights_used(model)}", t)
     ref = ReferenceSet.build(model, prompts)
     report(f"Reference set: {len(ref):,} prompts{of_all}", t)
