@@ -14,8 +14,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .language_models import content_mask, device_of, hook_site, is_hooked_transformer
-from .language_models import special_ids, unwrapped
+from .language_models import content_mask, hook_site, is_hooked_transformer, special_ids
+from .language_models import unwrapped
 from .prompting import template_parts
 
 # %% ../nbs/machinery/hooks.ipynb #c4aa69d55
@@ -79,6 +79,7 @@ def see(self:Chunk,
     "Note the tokens of one call"
     self.start, self.mask = start, None
     if ids is None: return
+    self.special = self.special.to(ids.device)
     attention_mask = attended_keys(attention_mask, start + ids.shape[1])
     if start and ids.shape[1] == 1:
         self.mask = newest_content(ids, self.special, attention_mask)
@@ -265,7 +266,7 @@ def hooked(
 ): # the Chunk under way
     "Run functions at hook points for the length of a `with` block; no hook outlives it"
     special, handles = special_ids(lm) if special is None else special, []
-    special = torch.as_tensor(special, dtype=torch.long, device=device_of(lm))
+    special = torch.as_tensor(special, dtype=torch.long)
     chunk = Chunk(special, template, prompt_length)
     try:
         sites = {hook_name: hook_site(lm, hook_name) for hook_name in fns}  # may run the model
