@@ -220,6 +220,7 @@ class LLMJudge:
         given = dict(concept=concept, instruction=instruction, response=response)
         return {name: self.one_rating(name, given) for name in RATINGS}
 
+# %% ../nbs/machinery/axbench.ipynb #c1d7e5b94
 @patch
 def one_rating(self:LLMJudge,
     name:str, # one of `RATINGS`
@@ -326,6 +327,7 @@ def as_instructions(
     if not getattr(model.tokenizer, "chat_template", None): return list(instructions)
     return [[dict(role="user", content=text)] for text in instructions]
 
+# %% ../nbs/machinery/axbench.ipynb #c5e0c7a16
 def axbench(
     model:SAEModel, # model and SAEs
     topic:TopicScores, # the concept; its name is what the judge is told
