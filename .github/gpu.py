@@ -11,6 +11,7 @@ It needs PyTorch, transformers and safetensors. What else saealign imports and i
 """
 import argparse, atexit, contextlib, datetime, gc, importlib, importlib.metadata, json, os
 import platform, shutil, statistics, sys, tempfile, time, traceback, warnings, zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,15 +28,15 @@ NAMES = {                                # imported once wheels are in place
     "saealign.files": "ASSETS",
     "saealign.hooks": "hooked",
     "saealign.interventions": "Intervention Watch",
-    "saealign.language_models": "decoder_layers generate_ids n_hooks",
+    "saealign.language_models": "decoder_layers generate_ids lm_logits n_hooks",
     "saealign.pools": "bundled_prompts bundled_topic",
     "saealign.reference_set": "ReferenceSet",
-    "saealign.sae_mechanics": "activate decode encode random_sae SAEModel",
+    "saealign.sae_mechanics": "activate decode encode pre_activations random_sae SAEModel",
     "saealign.scoring": "TopicScores",
-    "saealign.sparse": "summed_on_device",
+    "saealign.sparse": "parts_pay pre_activations_in_parts summed_on_device",
     "saealign.steered": "steer",
     "saealign.swap_clamp": "choose Clamp Reconstruct Swap TopicVector TopUp",
-        "saealign.weight": "Weight",
+    "saealign.weight": "Weight",
 }
 
 
@@ -85,12 +86,13 @@ def step(seconds):
 
 class Bench:
     "The device, the shapes, and the small things that steps share"
-    def __init__(self, device, tiny):
+    def __init__(self, device, tiny, ends=float("inf")):
         from transformers import Gemma2Config, GPT2Config, LlamaConfig
+        self.ends = ends                              # start nothing that may not be done by then
         self.device, self.tiny = torch.device(device), tiny
         self.cuda = self.device.type == "cuda"
         self.batches = (1, 2) if tiny else (1, 8, 64)
-        self.new_tokens = 4 if tiny else 24
+        self.new_tokens = 5 if tiny else 12
         if tiny:
             small = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=1, head_dim=16)
@@ -128,6 +130,13 @@ class Bench:
     def drawn(self, n):
         "Numbers between 0 and 1, always the same"
         return torch.rand(n, generator=torch.Generator().manual_seed(2))
+
+    def left(self):
+        "Seconds"
+        return self.ends - time.perf_counter()
+
+    def so_far(self, found):
+        "What a step has found before it has ended; `main` says where it goes"
 
     def sync(self):
         "Wait until the device has done what it was asked"
@@ -167,6 +176,46 @@ class Bench:
             if self.tiny: break
         return {name: s[-max(1, len(s) - 1):] for name, s in seconds.items()}
 
+    def step_ratios(self, writers, lasting, base="unmodified"):
+        """Of decode steps to the base's, which is run before and after every two; and its seconds
+
+        A machine's pace changes within seconds, so each step is compared with the same step of two
+        neighbours. The first round is not counted; every other goes through the ways backwards.
+        """
+        names = [name for name in writers if name != base]
+        found, seconds, began = {name: [] for name in names}, [], None
+        while began is None or time.perf_counter() - began < lasting or len(seconds) < 2:
+            before, counted = self.steps(writers[base]), began is not None or self.tiny
+            for two in zip(names[::2], names[1::2]):
+                steps = {name: self.steps(writers[name]) for name in two}
+                after = self.steps(writers[base])
+                for name in two if counted else (): found[name] += over(steps[name], before, after)
+                before = after
+            names.reverse()
+            if counted: seconds.append(before)
+            if began is None: began = time.perf_counter()
+            if self.tiny: break
+        return found, seconds
+
+    def steps(self, writer):
+        "Seconds of each decode step of a generation, but the first"
+        ticks = Ticks()
+        writer(streamer=ticks)
+        self.sync()
+        return [b - a for a, b in zip(ticks.at[2:], ticks.at[3:])]      # prompt, first token, …
+
+
+def over(steps, before, after):
+    "Ratios to the mean of the same steps before and after"
+    return [2 * a / (b + c) for a, b, c in zip(steps, before, after)]
+
+
+class Ticks:
+    "A streamer that notes when each token came"
+    def __init__(self): self.at = []
+    def put(self, value): self.at.append(time.perf_counter())
+    def end(self): pass
+
 
 def medians(seconds):
     "Median seconds of each function"
@@ -200,17 +249,23 @@ def set_threshold(lm, sae, ids):
     except Seen: pass
 
 
-def passes(lm, sae, ids, and_encode=True):
-    "A function that reads tokens as the reference pass does: as far as the SAE, which encodes them"
-    prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])
+def reads(lm, sae, ids, then):
+    "A function that runs a model as far as the SAE, and hands on what is there"
     def read(x, mask):
-        if and_encode: summed_on_device(sae, x.flatten(0, 1).float(), prompt_of, len(ids))
+        then(x.flatten(0, 1))                                            # [n_tokens, d_in]
         raise Seen
     def fn():
         try:
-            with torch.no_grad(), hooked(lm, {sae.cfg.metadata.hook_name: read}): lm(ids)
+            with torch.no_grad(), hooked(lm, {sae.cfg.metadata.hook_name: read}): lm_logits(lm, ids)
         except Seen: pass
     return fn
+
+
+def passes(lm, sae, ids, dtype=None):
+    "A function that reads tokens as the reference pass does"
+    prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])
+    def summed(x): summed_on_device(sae, x.to(dtype or x.dtype), prompt_of, len(ids))
+    return reads(lm, sae, ids, summed)
 
 
 def bare_hook(lm, layer, vector):
@@ -224,14 +279,14 @@ def writes(lm, sae, ids, way, new, **kwargs):
     "A function that continues tokens greedily; `way` None: without any hook; or it makes one"
     how = dict(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
                max_new_tokens=new, min_new_tokens=new) | kwargs
-    def fn():
+    def fn(**also):
         with torch.no_grad():
-            if way is None: return lm.generate(**how)
+            if way is None: return lm.generate(**how, **also)
             if not isinstance(way, Intervention):
                 handle = way()
-                try: return lm.generate(**how)
+                try: return lm.generate(**how, **also)
                 finally: handle.remove()
-            with steer(lm, way, sae): return lm.generate(**how)
+            with steer(lm, way, sae): return lm.generate(**how, **also)
     return fn
 
 
@@ -458,6 +513,15 @@ def memory(bench):
     return found | dict(ok=max(off) < .15 if off else None)
 
 
+def steps_row(bench, writers, lasting):
+    "Median ratios of decode steps, and what they are ratios to"
+    found, seconds = bench.step_ratios(writers, lasting)
+    row = {name: statistics.median(steps) for name, steps in found.items()}
+    row["topic vector / bare hook"] = row["topic vector"] / row["bare hook"]
+    ms = 1e3 * statistics.median(step for steps in seconds for step in steps)
+    return row | {"ms per step, unmodified": ms, "rounds": len(seconds)}
+
+
 def decoding(bench, config, kind, d_sae, layer, dtype, limit, lasting):
     "Time of a decode step under each way to steer, as a ratio of the unmodified model's"
     lm, sae = bench.lm(config, dtype), bench.sae(config, kind, d_sae, layer)
@@ -467,45 +531,30 @@ def decoding(bench, config, kind, d_sae, layer, dtype, limit, lasting):
     ways = {"unmodified": None, "bare hook": lambda: bare_hook(lm, layer, vector),
             "hooks alone": Watch(), "Swap": Swap(topic), "TopUp": TopUp(topic),
             "topic vector": TopicVector(topic), "unmodified, again": None}
-    several = {"Swap, a topic for each row": Swap([topic, made_up_topic(sae)])}
+    several = {"Swap, a topic for each row": Swap([topic, made_up_topic(sae)]),
+               "unmodified, once more": None}
+    settings = [("dynamic", batch) for batch in bench.batches] + [("static", bench.batches[0])]
     found = {}
-    for cache, batches in ("dynamic", bench.batches), ("static", bench.batches[:1]):
-        for batch in batches:
-            ids = bench.ids(config, batch)
-            static = dict(cache_implementation="static", disable_compile=True)
-            kept = static if cache == "static" else {}
-            now = ways | (several if batch == bench.batches[1] else {})
-            fns = {name: writes(lm, sae, ids, way, bench.new_tokens, **kept)
+    for cache, batch in settings:
+        if bench.left() < 2 * lasting: continue
+        ids = bench.ids(config, batch)
+        static = dict(cache_implementation="static", disable_compile=True)
+        kept = static if cache == "static" else {}
+        now = ways | (several if batch == bench.batches[1] else {})
+        writers = {name: writes(lm, sae, ids, way, bench.new_tokens, **kept)
                    for name, way in now.items()}
-            seconds = bench.times(fns, lasting)
-            row = ratios(seconds)
-            row["topic vector / bare hook"] = ratios(seconds, "bare hook")["topic vector"]
-            row["ms per step, unmodified"] = 1e3 * medians(seconds)["unmodified"] / bench.new_tokens
-            found[f"{cache} cache, batch {batch}"] = row | dict(rounds=len(seconds["unmodified"]))
-    worst = max(max(row["Swap"], row["TopUp"], row["topic vector"]) for row in found.values())
-    return found | dict(worst=worst, wanted=limit, ok=None if bench.tiny else worst <= limit)
+        found[f"{cache} cache, batch {batch}"] = steps_row(bench, writers, lasting)
+        bench.so_far(found)
+    worst = max((max(row[w] for w in ("Swap", "TopUp", "topic vector")) for row in found.values()),
+                default=0.)
+    reached = worst <= limit and (len(found) == len(settings) or None)    # None: some are missing
+    return found | dict(worst=worst, wanted=limit, ok=None if bench.tiny else reached)
 
 
 @step(60)
 def decoding_gpt2(bench):
     "Steering while decoding, GPT-2 small's shape, 32k TopK features: at most 1.10 ×"
     return decoding(bench, bench.gpt2, "topk", bench.wide, bench.layer, torch.float32, 1.10, 11)
-
-
-@step(130)
-def decoding_gemma(bench):
-    "The same for gemma-2-2b's shape in bfloat16, 16k JumpReLU features: at most 1.03 ×"
-    layer = bench.gemma.num_hidden_layers // 2
-    return decoding(bench, bench.gemma, "jumprelu", bench.scope, layer, torch.bfloat16, 1.03, 22)
-
-
-@contextlib.contextmanager
-def in_tf32():
-    "Products in float32 take rounded factors, where a device can"
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try: yield
-    finally: torch.set_float32_matmul_precision(before)
 
 
 def kernels(bench, fn):
@@ -524,6 +573,18 @@ def kernels(bench, fn):
     return found
 
 
+def parts_against_float32(lm, sae, ids):
+    "What products in bfloat16 change of an encoder in float32"
+    found = {}
+    def compare(x):
+        exact, parts = pre_activations(sae, x), pre_activations_in_parts(sae, x)
+        on, too = activate(sae, exact) != 0, activate(sae, parts) != 0
+        found.update(in_parts=parts_pay(sae, x), error_in_parts=gap(parts, exact),
+                     features_that_differ=((on != too).sum() / on.sum()).item())
+    reads(lm, sae, ids, compare)()
+    return found
+
+
 @step(30)
 def reference_pass(bench):
     "Arithmetic of gemma's reference pass, against the device's matrix rate in bfloat16"
@@ -535,18 +596,18 @@ def reference_pass(bench):
     sae = bench.sae(bench.gemma, "jumprelu", bench.scope, layer)
     ids = bench.ids(bench.gemma, 2 if bench.tiny else 128, 8 if bench.tiny else 128)
     set_threshold(lm, sae, ids[:2])
-    whole, alone = passes(lm, sae, ids), passes(lm, sae, ids, and_encode=False)
-    def rounded():
-        with in_tf32(): whole()
-    seconds = medians(bench.times({"whole": whole, "language model": alone, "TF32": rounded}, 3))
+    whole, in_float32 = passes(lm, sae, ids), passes(lm, sae, ids, torch.float32)
+    alone = reads(lm, sae, ids, lambda x: None)
+    fns = {"whole": whole, "in float32": in_float32, "language model": alone}
+    seconds = medians(bench.times(fns, 3))
     per_layer = sum(p.numel() for p in decoder_layers(lm)[0].parameters())
     of_model = 2 * ids.numel() * (layer + 1) * per_layer
     work = of_model + 2 * ids.numel() * sae.W_enc.numel()
     share = work / seconds["whole"] / rate
     return dict(tokens_per_second=ids.numel() / seconds["whole"], matrix_rate_TFLOPS=rate / 1e12,
                 share=share, share_language_model=of_model / seconds["language model"] / rate,
-                whole_to_language_model=seconds["whole"] / seconds["language model"],
-                share_with_TF32=work / seconds["TF32"] / rate, **kernels(bench, whole),
+                share_in_float32=work / seconds["in float32"] / rate,
+                **parts_against_float32(lm, sae, ids[:8]), **kernels(bench, whole),
                 wanted=.5, ok=None if bench.tiny else share >= .5)
 
 
@@ -586,6 +647,13 @@ def other_tools(bench):
     return dict(times_theirs_to_ours=times, same_text=same, ok=same)
 
 
+@step(60)
+def decoding_gemma(bench):
+    "The same for gemma-2-2b's shape in bfloat16, 16k JumpReLU features: at most 1.03 ×"
+    layer = bench.gemma.num_hidden_layers // 2
+    return decoding(bench, bench.gemma, "jumprelu", bench.scope, layer, torch.bfloat16, 1.03, 17)
+
+
 def facts(bench, args):
     "What the numbers belong to"
     versions = {}
@@ -607,7 +675,7 @@ def run_step(fn, bench):
         found = dict(ok=False, error=f"{type(e).__name__}: {e}"[:500])
     gc.collect()
     if bench.cuda: torch.cuda.empty_cache()
-    return dict(what=fn.__doc__, seconds=round(time.perf_counter() - start, 1)) | found
+    return found | dict(seconds=round(time.perf_counter() - start, 1))
 
 
 def main():
@@ -616,15 +684,18 @@ def main():
     import_names(args.wheels)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU here. Dry run: python .github/gpu.py --tiny --device cpu")
-    bench = Bench(args.device, args.tiny)
+    bench = Bench(args.device, args.tiny, float("inf") if args.tiny else start + 60 * args.minutes)
     result = facts(bench, args)
-    for name, (fn, seconds) in STEPS.items():
-        left = 60 * args.minutes - (time.perf_counter() - start)
-        if left >= seconds or args.tiny: found = run_step(fn, bench)
-        else: found = dict(what=fn.__doc__, seconds=0, ok=None, skipped="no time was left")
-        result["steps"][name] = found
+    def write(name, fn, found):
+        result["steps"][name] = dict(what=fn.__doc__, seconds=0, ok=None) | found
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for name, (fn, seconds) in STEPS.items():
+        bench.so_far = partial(write, name, fn)
+        if bench.left() >= seconds: found = run_step(fn, bench)
+        else: found = dict(skipped="no time was left")
+        write(name, fn, found)
+        found = result["steps"][name]
         unjudged = "skipped" if "skipped" in found else "measured"
         word = {True: "ok", False: "FAILED", None: unjudged}[found["ok"]]
         print(f"{word:8} {name} ({found['seconds']} s)", flush=True)

@@ -37,8 +37,11 @@ def newest_content(
     attention_mask:torch.Tensor|None=None, # [batch, all_pos], 0 for padding
 ) -> torch.Tensor: # bool [batch, 1]
     "What `content_mask` says of one new token for each row"
-    mask = (ids[..., None] != special.to(ids.device)).all(-1)
-    return mask if attention_mask is None else mask.logical_and(attention_mask[:, -1:])
+    mask = ids != special.to(ids.device)                                # [batch, n]
+    if len(special) != 1: mask = mask.all(-1, keepdim=True)
+    if attention_mask is None: return mask
+    newest = attention_mask.narrow(1, attention_mask.shape[1] - 1, 1)   # [batch, 1]
+    return mask.logical_and(newest)
 
 # %% ../nbs/machinery/hooks.ipynb #cbe4cfbb3
 class Chunk:
@@ -50,7 +53,7 @@ class Chunk:
     ):
         self.special, self.template, self.prompt_length = special, template, prompt_length
         self.mask = self.prompt = self.last = None                      # nothing has been seen yet
-        self.start = 0
+        self.norms, self.start = None, 0          # lengths of the activation in hand [batch, pos]
 
 # %% ../nbs/machinery/hooks.ipynb #cd1edbfb8
 @patch
@@ -130,7 +133,9 @@ def rows(self:Chunk,
 # %% ../nbs/machinery/hooks.ipynb #ce5326a14
 class CacheLength:
     "How many positions a KV cache holds, without asking the device at every step"
-    def __init__(self): self.held, self.version, self.n = None, None, 0
+    def __init__(self):
+        self.held, self.version, self.n = None, None, 0
+        self.on_device = False                                      # is the length a tensor?
 
     def before(self,
         cache, # what a call gets as past_key_values
@@ -139,6 +144,7 @@ class CacheLength:
         held = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
         known = held is self.held and self.version == held._version
         if not known: self.n, self.held = int(held), None
+        self.on_device = isinstance(held, torch.Tensor) and not held.is_inference()
         return self.n
 
     def after(self,
@@ -146,8 +152,8 @@ class CacheLength:
         n_new:int, # positions that the call brought
     ) -> None:
         "Add what the call has brought"
-        held = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
-        if not isinstance(held, torch.Tensor) or held.is_inference(): return
+        if not self.on_device: return
+        held = cache.get_seq_length()
         self.held, self.version, self.n = held, held._version, self.n + n_new
 
 # %% ../nbs/machinery/hooks.ipynb #c4691abb7
@@ -163,21 +169,21 @@ def _ids_of(args, kwargs):
 # %% ../nbs/machinery/hooks.ipynb #c8400e195
 def _watch_call(lm, chunk):
     "Keep `chunk` up to date, from the calls of a Hugging Face model"
-    under_way, length = [], CacheLength()                               # modules, from outermost
+    under_way, length = [], CacheLength()                               # calls of the head
+    head = unwrapped(lm)
+    base = getattr(head, "base_model", head)
     def on_call(module, args, kwargs):
         if not under_way:
             ids, before = _ids_of(args, kwargs), length.before(kwargs.get("past_key_values"))
             chunk.see(ids, kwargs.get("attention_mask"), before)
-        under_way.append(module)
+        if module is head: under_way.append(module)
     def on_return(module, args, kwargs, out):
         under_way.pop()
         if under_way or out is None or chunk.mask is None: return       # None: it has failed
         length.after(kwargs.get("past_key_values"), chunk.mask.shape[1])
-    model, handles = unwrapped(lm), []
-    for part in {model, getattr(model, "base_model", model)}:
-        handles.append(part.register_forward_pre_hook(on_call, with_kwargs=True))
-        handles.append(part.register_forward_hook(on_return, with_kwargs=True, always_call=True))
-    return handles
+    ends = head.register_forward_hook(on_return, with_kwargs=True, always_call=True)
+    parts = {head, base}
+    return [ends] + [p.register_forward_pre_hook(on_call, with_kwargs=True) for p in parts]
 
 # %% ../nbs/machinery/hooks.ipynb #c69ff5ef4
 def _watch_embedding(lm, chunk):
@@ -204,7 +210,7 @@ class SinkFilter:
         multiple:float|None=SINKS, # longer than so many medians is a sink; None: nothing is
         median:float|None=None, # norm of a typical activation there; None: that of the first chunk
     ):
-        self.multiple = multiple
+        self.multiple, self.norms = multiple, None
         self.limit = None if multiple is None or median is None else multiple * median
 
     def __call__(self,
@@ -213,15 +219,15 @@ class SinkFilter:
     ) -> torch.Tensor|None: # bool [batch, pos]
         "What is left of the mask"
         if self.multiple is None: return mask
-        flat = x.detach().flatten(2)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(flat, dim=-1, dtype=exact)              # [batch, pos]
+        exact = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+        flat = x.detach() if x.ndim == 3 else x.detach().flatten(2)
+        self.norms = torch.linalg.vector_norm(flat, dim=-1, dtype=exact)        # [batch, pos]
         if self.limit is None:
-            content = norm.flatten() if mask is None else norm[mask]
+            content = self.norms.flatten() if mask is None else self.norms[mask]
             if not len(content): return mask
             self.limit = self.multiple * content.median()
-        long = norm > self.limit                       # what is no number is for others to notice
-        return ~long if mask is None else mask.masked_fill(long, False)
+        long = self.norms > self.limit                 # what is no number is for others to notice
+        return ~long if mask is None else mask > long                  # True and not True
 
 # %% ../nbs/machinery/hooks.ipynb #c1aed89a6
 RECORDERS = "transformers.utils.output_capturing"  # hooks that note what a block gives
@@ -240,7 +246,9 @@ def _at(site, fn, before, chunk, no_sinks):
     def edit(value):
         x, rest = (value[0], value[1:]) if isinstance(value, tuple) else (value, None)
         mask = None if chunk.mask is None else chunk.mask.to(x.device)   # layers may lie apart
-        new = fn(x if heads is None else heads.convert(x), no_sinks(x, mask))
+        mask = no_sinks(x, mask)
+        chunk.norms = no_sinks.norms
+        new = fn(x if heads is None else heads.convert(x), mask)
         if new is None: return None
         if heads is not None: new = heads.revert(new)
         return new if rest is None else (new, *rest)

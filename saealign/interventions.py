@@ -144,8 +144,8 @@ def once(self:Intervention,
     *also, # what else it depends on
 ): # what `make` gives
     "Work something out at the first token, and remember it for this SAE as it is placed now"
-    known = known_at(self).setdefault(sae, {})
-    place = make.__qualname__, sae.W_dec.device, sae.W_dec.dtype, *also
+    known, weights = known_at(self).setdefault(sae, {}), sae.W_dec
+    place = make.__qualname__, weights.device, weights.dtype, *also
     if place not in known:
         with torch.inference_mode(False), torch.no_grad(): known[place] = make()
     return known[place]

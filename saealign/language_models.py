@@ -294,7 +294,8 @@ def lm_logits(
     attention_mask:torch.Tensor|None=None, # [batch, pos], 0 for padding
 ) -> torch.Tensor: # [batch, pos, vocab]
     "Run the model on tokens; each kind gives its logits in its own way"
-    out = lm(input_ids, attention_mask=attention_mask)
+    options = {} if is_transformer_lens(lm) else dict(use_cache=False)
+    out = lm(input_ids, attention_mask=attention_mask, **options)
     return out if isinstance(out, torch.Tensor) else out.logits
 
 # %% ../nbs/machinery/language_models.ipynb #cf50af1bc

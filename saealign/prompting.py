@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXCHANGE', 'DOCUMENT', 'MARKS', 'is_chat', 'as_batch', 'prompt_text', 'render_chat', 'all_special_ids', 'opens_turns',
-           'text_start', 'prompt_ids', 'template_parts', 'in_template']
+           'text_start', 'first_id', 'prompt_ids', 'template_parts', 'in_template']
 
 # %% ../nbs/machinery/prompting.ipynb #c2dcd38c6
 from collections.abc import Mapping
@@ -83,6 +83,19 @@ def text_start(
     if not opens_turns(tokenizer): return tokenizer.bos_token_id
     found = tokenizer.convert_tokens_to_ids(DOCUMENT)
     return found if found in all_special_ids(tokenizer) else None
+
+# %% ../nbs/machinery/prompting.ipynb #cf79a1401
+def first_id(
+    tokenizer, # of the model
+    wanted:bool|str|None, # a token, or False for none; None: see text_start
+) -> int|None: # None where texts begin with their first word
+    "The token that begins each text"
+    if wanted is False: return None
+    if not isinstance(wanted, str): return text_start(tokenizer)
+    found = tokenizer.convert_tokens_to_ids(wanted)
+    if found is None or (found == tokenizer.unk_token_id and wanted != tokenizer.unk_token):
+        raise ValueError(f"prepend_bos={wanted!r}: the tokenizer knows no such token.")
+    return found
 
 # %% ../nbs/machinery/prompting.ipynb #c37b5947b
 def prompt_ids(

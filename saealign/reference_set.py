@@ -143,7 +143,7 @@ def batch_summaries(
         xs, mask = model.activations(model.to_tokens(prompts))
     out = {}
     for hook_name, x in xs.items():
-        sae, content = model.saes[hook_name], x[mask].float()     # [n_tokens, d_in]
+        sae, content = model.saes[hook_name], x[mask]             # [n_tokens, d_in]
         check_finite(content, hook_name)
         if content.is_cuda and how == "sum_norm" and len(content):
             out[hook_name] = device_summaries(sae, content, mask)

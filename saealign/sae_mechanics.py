@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KNOWN_ARCHITECTURES', 'WRITTEN', 'random_sae', 'check_architecture', 'encoder_bias', 'is_rescaled', 'magnitudes',
-           'activate', 'wants_centred', 'pre_activations', 'encode', 'ActiveFeatures', 'is_plain_topk', 'top_features',
-           'sum_rows', 'sum_directions', 'restore', 'decode', 'decode_change', 'load_lm', 'first_id',
-           'trained_with_bos', 'beside', 'site_width', 'check_fit', 'SAEModel', 'model_spec', 'has_surrogates',
-           'take_apart']
+           'activate', 'wants_centred', 'reads_plainly', 'encoder_input', 'pre_activations', 'encode', 'ActiveFeatures',
+           'is_plain_topk', 'top_features', 'sum_rows', 'sum_directions', 'rescaled', 'restore', 'decode',
+           'decode_change', 'load_lm', 'trained_with_bos', 'beside', 'site_width', 'check_fit', 'SAEModel',
+           'model_spec', 'has_surrogates', 'take_apart']
 
 # %% ../nbs/00_sae_mechanics.ipynb #c005
 import copy, re, warnings
@@ -28,7 +28,7 @@ from .hooks import hooked, marks, SINKS
 from .language_models import context_size, d_model, device_of, hook_site, lm_logits
 from .language_models import pad_rows, text_config
 from .presets import load_sae, PRESETS, sae_folder, training_advice, warn_unscaled
-from .prompting import as_batch, prompt_ids, text_start
+from .prompting import as_batch, first_id, prompt_ids
 from .smollm2 import SMOLLM2, smollm2_folder
 
 # %% ../nbs/00_sae_mechanics.ipynb #c018
@@ -115,6 +115,24 @@ def wants_centred(
     place = sae.cfg.metadata.hook_name or ""
     return bool(loaded_with.get("center_writing_weights")) and place.endswith(WRITTEN)
 
+# %% ../nbs/00_sae_mechanics.ipynb #c956dbe73
+def reads_plainly(
+    sae:SAE, # any SAE
+) -> bool:
+    "Whether nothing is done to `x` before the encoder, but for the bias that may be subtracted"
+    normed, by_heads = sae.cfg.normalize_activations != "none", sae.hook_z_reshaping_mode
+    return not (normed or by_heads or wants_centred(sae))
+
+def encoder_input(
+    sae:SAE, # any SAE whose architecture is known
+    x:torch.Tensor, # [..., d_in], or [..., n_heads, d_head] for an SAE at hook_z
+) -> torch.Tensor: # [..., d_in], in the SAE's precision
+    "What `W_enc` is multiplied with"
+    x = x.to(sae.W_enc.dtype)                   # what is on is decided in the SAE's own precision
+    if reads_plainly(sae): return x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x
+    if wants_centred(sae): x = x - x.mean(-1, keepdim=True)
+    return sae.process_sae_in(x)
+
 # %% ../nbs/00_sae_mechanics.ipynb #c016
 def pre_activations(
     sae:SAE, # any SAE whose architecture is known
@@ -124,10 +142,7 @@ def pre_activations(
     if x.device != sae.W_enc.device:
         raise ValueError(f"The activation is on {x.device}, the SAE on {sae.W_enc.device}: "
                          f"move the SAE with `sae.to({str(x.device)!r})`.")
-    x = x.to(sae.W_enc.dtype)                   # what is on is decided in the SAE's own precision
-    if wants_centred(sae): x = x - x.mean(-1, keepdim=True)
-    pre_acts = sae.process_sae_in(x) @ sae.W_enc
-    return pre_acts.add_(encoder_bias(sae))                              # in place: it may be large
+    return F.linear(encoder_input(sae, x), sae.W_enc.T, encoder_bias(sae))
 
 def encode(
     sae:SAE, # any SAE whose architecture is known
@@ -179,10 +194,11 @@ def sum_rows(
     values = values.to(sae.W_dec.dtype)                     # autocast may have rounded them
     if sae.W_dec.device.type not in ("cpu", "cuda"):
         return (values[..., None, :] @ sae.W_dec[features]).squeeze(-2)
-    n, d_in = values.shape[-1], sae.W_dec.shape[-1]
-    rows = F.embedding_bag(features.reshape(-1, n), sae.W_dec, mode="sum",
-                           per_sample_weights=values.reshape(-1, n))
-    return rows.view(*values.shape[:-1], d_in)
+    *shape, n = values.shape
+    starts = torch.arange(0, values.numel(), n, device=values.device)
+    rows = F.embedding_bag(features.flatten(), sae.W_dec, starts, mode="sum",
+                           per_sample_weights=values.flatten())
+    return rows.view(*shape, -1)
 
 # %% ../nbs/00_sae_mechanics.ipynb #c031
 def sum_directions(
@@ -199,6 +215,18 @@ def sum_directions(
     if is_rescaled(sae): feature_acts = feature_acts / sae.W_dec.norm(dim=-1)
     return feature_acts @ sae.W_dec
 
+# %% ../nbs/00_sae_mechanics.ipynb #c18b92b64
+def rescaled(
+    sae:SAE, # the SAE that encoded, just before
+    sae_out:torch.Tensor, # [..., d_in]
+) -> torch.Tensor: # [..., d_in]
+    "Undo the normalisation of the input; the SAE remembers its scale"
+    if sae.cfg.normalize_activations == "none": return sae_out
+    scale = {n: getattr(sae, n) for n in ("ln_mu", "ln_std", "x_norm_coeff") if hasattr(sae, n)}
+    out = sae.run_time_activation_norm_fn_out(sae_out)
+    for name, value in scale.items(): setattr(sae, name, value)
+    return out
+
 # %% ../nbs/00_sae_mechanics.ipynb #c034
 def restore(
     sae:SAE, # the SAE that encoded, just before
@@ -206,9 +234,7 @@ def restore(
     x:torch.Tensor|None=None, # what was encoded; wanted where the mean was taken out of it
 ) -> torch.Tensor: # [..., d_in], or [..., n_heads, d_head] at hook_z
     "Undo what the SAE did to its input; may be called several times after one `encode`"
-    scale = {n: getattr(sae, n) for n in ("ln_mu", "ln_std", "x_norm_coeff") if hasattr(sae, n)}
-    out = sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
-    for name, value in scale.items(): setattr(sae, name, value)
+    out = sae.reshape_fn_out(rescaled(sae, sae_out), sae.d_head)
     if not wants_centred(sae): return out
     if x is None: raise ValueError("This SAE reads activations without their mean over d_model. "
                                    "To get it back, give what was encoded too: "
@@ -244,19 +270,6 @@ def load_lm(
     lm = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True,
                                               trust_remote_code=False)
     return lm.to(device), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-
-# %% ../nbs/00_sae_mechanics.ipynb #cf79a1401
-def first_id(
-    tokenizer, # of the model
-    wanted:bool|str|None, # see SAEModel
-) -> int|None: # None where texts begin with their first word
-    "The token that begins each text"
-    if wanted is False: return None
-    if not isinstance(wanted, str): return text_start(tokenizer)
-    found = tokenizer.convert_tokens_to_ids(wanted)
-    if found is None or (found == tokenizer.unk_token_id and wanted != tokenizer.unk_token):
-        raise ValueError(f"prepend_bos={wanted!r}: the tokenizer knows no such token.")
-    return found
 
 # %% ../nbs/00_sae_mechanics.ipynb #ce1b1797d
 def trained_with_bos(

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from sae_lens import SAE
 from torch import nn
 
-from .hooks import hooked, marks, SINKS
+from .hooks import Chunk, hooked, marks, SINKS
 from .interventions import Edit, Intervention, site_scores, Watch
 from .sae_mechanics import check_architecture, check_fit
 from .scoring import TopicScores
@@ -102,27 +102,28 @@ def check_intervention(
 # %% ../nbs/machinery/steered.ipynb #cd2aa7e0e
 class FiniteCheck:
     "Refuse activations that are no numbers: a prompt's at once, those of decode steps at the end"
-    def __init__(self): self.noted = {}                         # hook name -> [(sums, content)]
+    def __init__(self): self.noted = {}                         # hook name -> [(sizes, content)]
 
     def see(self,
         name:str, # hook point
         x:torch.Tensor, # [batch, pos, d_in]
-        content:torch.Tensor|None, # bool [batch, pos]; None: all
-        decoding:bool, # whether there was a prompt before
+        chunk:Chunk, # what is known of the tokens under way
     ) -> None:
-        "Look at a chunk, or note it"
-        if decoding:
-            sums = x.detach().flatten(2).sum(-1, dtype=torch.float32)      # [batch, pos]
-            self.noted.setdefault(name, []).append((sums, content))
+        "Look at a chunk, or, where there was a prompt before, note it"
+        content = chunk.mask                                    # bool [batch, pos]; None: all
+        if chunk.start:
+            sizes = chunk.norms                                 # [batch, pos]
+            if sizes is None: sizes = x.detach().flatten(2).sum(-1, dtype=torch.float32)
+            self.noted.setdefault(name, []).append((sizes, content))
         elif not torch.isfinite(x).all(): check_finite(x if content is None else x[content], name)
 
     def end(self) -> None:
         "Look at what was noted"
         for name, steps in self.noted.items():
-            sums = torch.cat([sums.flatten() for sums, _ in steps])
+            sizes = torch.cat([sizes.flatten() for sizes, _ in steps])
             known = [torch.ones_like(s, dtype=torch.bool) if c is None else c for s, c in steps]
-            content = torch.cat([c.flatten().to(sums.device) for c in known])
-            check_finite(sums[content], name)
+            content = torch.cat([c.flatten().to(sizes.device) for c in known])
+            check_finite(sizes[content], name)
 
 # %% ../nbs/machinery/steered.ipynb #c83bcd2f1
 @contextmanager
@@ -144,7 +145,7 @@ def steer(
     finite = FiniteCheck()
     def act(name):
         def fn(x, mask):
-            finite.see(name, x, chunk.mask, decoding=chunk.start > 0)
+            finite.see(name, x, chunk)
             done = intervention.apply(by_name[name], x, mask, chunk)
             if trace is not None: trace.add(name, by_name[name], done, mask, chunk.start)
             return done.x

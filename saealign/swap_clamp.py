@@ -139,7 +139,7 @@ def choose(
     "Which features are on, once scores have their say"
     kind = sae.cfg.architecture()
     if k is None and kind == "gated": return weighted > 0
-    if k is None and kind == "jumprelu": return (weighted > sae.threshold) & (weighted > 0)
+    if k is None and kind == "jumprelu": return weighted > sae.threshold.clamp_min(0)
     if k is None: return activate(sae, weighted) != 0
     l0 = (feature_acts != 0).sum(-1, keepdim=True) if k == "l0" else None   # [batch, pos, 1]
     size = weighted.abs() if kind == "abstopk" else weighted
@@ -207,8 +207,7 @@ class TopUp(ForTopic, FeatureIntervention):
         super().__init__(keep_error, scope)
         self.set_topic(topic)
         if n < 1 or not np.isfinite(level):
-            raise ValueError(f"n={n}, level={level}: give at least one prompt, "
-                             "and a finite level.")
+            raise ValueError(f"n={n}, level={level}: give at least one prompt, a finite level.")
         self.level, self.patterns = level, topic_pattern(topic, n, shares)
 
 # %% ../nbs/03_swap_clamp.ipynb #c725dc275
@@ -217,8 +216,7 @@ def check(self:TopUp, sae:SAE) -> None:
     "Raise a `ValueError` if topic or pattern do not belong to `sae`"
     super(TopUp, self).check(sae)
     if (h := sae.cfg.metadata.hook_name) not in self.patterns:
-        raise ValueError(f"shares= says nothing of {h}: read the texts with the model that has "
-                         "this SAE.")
+        raise ValueError(f"shares= says nothing of {h}: read the texts with this SAE's model.")
 
 @patch
 def direction(self:TopUp,
@@ -252,25 +250,32 @@ def edit(self:TopUp, sae, pre_acts, feature_acts):
     total = feature_acts.abs().sum(-1, keepdim=True)
     return feature_acts + missing * total * self.direction(sae)[0]
 
+# %% ../nbs/03_swap_clamp.ipynb #c37ad7039
+@patch
+def lacks(self:TopUp,
+    sae:SAE, # the SAE at this hook point
+) -> torch.Tensor: # m + l₀ - p [d_sae]
+    "How short of the level a unit of each feature leaves a token"
+    def lacks():
+        _, parts, of_average, _ = self.direction(sae)
+        return self.level + of_average - parts
+    return self.once(sae, lacks, self.level)
+
 # %% ../nbs/03_swap_clamp.ipynb #c898b51d7
 @patch
 def missing(self:TopUp,
     seen:Encoded, # a chunk
 ) -> torch.Tensor: # [batch, pos, 1]
     "max(0, m - level) · Σ a"
-    _, parts, of_average, _ = self.direction(seen.sae)
-    if is_plain_topk(seen.sae):
-        acts = seen.top.acts                                                # [batch, pos, k]
-        along = (acts * parts[seen.top.features]).sum(-1, keepdim=True)
-    else: acts, along = seen.acts, (seen.acts @ parts)[..., None]
-    total = torch.linalg.vector_norm(acts, 1, dim=-1, keepdim=True)
-    return (total * (self.level + of_average) - along).relu()
+    lacks, few = self.lacks(seen.sae), is_plain_topk(seen.sae)
+    if few: return (seen.top.acts * lacks[seen.top.features]).sum(-1, keepdim=True).relu()
+    return (seen.acts @ lacks).relu()[..., None]
 
 @patch
 def run(self:TopUp, sae, x, token_mask=None):
     "x + max(0, m - level) · Σ a · v"
-    if not self.keep_error or type(self).edit is not TopUp.edit:
-        return super(TopUp, self).run(sae, x, token_mask)
+    signed, own_edit = sae.cfg.architecture() == "abstopk", type(self).edit is not TopUp.edit
+    if signed or own_edit or not self.keep_error: return super(TopUp, self).run(sae, x, token_mask)
     seen = Encoded(sae, x)
     change = decode_change(sae, self.missing(seen) * self.direction(sae)[3])
     new = x + change.to(x.dtype)
