@@ -313,7 +313,7 @@ def wire(self:Page) -> None:
     asked = [w.texts, w.visit, w.prompt, w.chat, w.method, w.scope, w.dial, w.length, w.seed]
     scored = [w.score.click(self.on_texts, [w.texts, w.visit], shown, **score),
               w.start(self.on_texts, [w.texts, w.visit], shown, **score),
-              w.bundled.input(self.on_bundled, [w.bundled, w.visit], fill, **score),
+              w.bundled.select(self.on_bundled, [w.bundled, w.visit], fill, **score),
               w.file.change(self.on_file, [w.file, w.column, w.visit], fill, **score),
               w.column.input(self.on_file, [w.file, w.column, w.visit], fill, **score)]
     steered = [click(self.on_steer, asked, [*shown, w.answers, w.python], **model)

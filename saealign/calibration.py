@@ -99,7 +99,8 @@ def damage(
     "KL(steered ‖ unmodified) at each token of neutral text"
     neutral = neutral or model.neutral
     steered = predicted(model, neutral.tokens, neutral.start, intervention)
-    kl = (steered.exp() * (steered - neutral.logp)).sum(-1)
+    rows = zip(steered, neutral.logp)                                     # [n_new, vocab] each
+    kl = torch.stack([(p.exp() * (p - q)).sum(-1) for p, q in rows])      # [batch, n_new]
     return kl.clamp_min(0).cpu().numpy()
 
 # %% ../nbs/machinery/calibration.ipynb #c8830da51

@@ -63,7 +63,7 @@ def shares(self:SAEModel,
     batch_size:int=16, # texts at a time
 ) -> dict: # hook name -> [d_sae]
     "How much each feature takes part in some texts, on average"
-    starts = range(0, len(texts), batch_size)
+    texts, starts = sorted(texts, key=len), range(0, len(texts), batch_size)
     parts = [batch_summaries(self, texts[start:start + batch_size]) for start in starts]
     return {h: mean_rows(sp.vstack([part[h][0] for part in parts])) for h in self.saes}
 

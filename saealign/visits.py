@@ -120,6 +120,7 @@ class Visit:
     texts:list # of the topic
     seconds:float=0. # that scoring took
     notes:list=field(default_factory=list) # warnings
+    shares:dict|None=None # of its texts, once they are read; see SAEModel.shares
     steered:dict=field(default_factory=dict) # method, scope and dial -> intervention
     unmodified:dict=field(default_factory=dict) # prompt, length and seed -> Answer
     features:str="" # HTML of the topic's features, once it is made
@@ -181,9 +182,10 @@ def intervention(self:SharedModel,
     "What is done to the model"
     key = ask.method, ask.scope, ask.dial
     if key in visit.steered: return visit.steered[key]
-    shares = self.model.shares(visit.texts) if ask.method == "vector" else None
+    by_vector = ask.method == "vector"
+    if by_vector and visit.shares is None: visit.shares = self.model.shares(visit.texts)
     strength = ask.dial if ask.method == "clamp" else None
-    how = steering(ask.method, visit.topic, shares, strength, scope=ask.scope)
+    how = steering(ask.method, visit.topic, visit.shares, strength, scope=ask.scope)
     if ask.method in BUDGETED: how = calibrate(self.model, how, ask.dial)
     visit.steered[key] = how
     return how
