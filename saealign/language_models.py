@@ -10,6 +10,7 @@ __all__ = ['LAYER_LISTS', 'WRITERS', 'KINDS', 'is_transformer_lens', 'is_hooked_
 
 # %% ../nbs/machinery/language_models.ipynb #cefb29ad7
 import re, warnings, weakref
+from inspect import signature
 
 import torch
 from torch import nn
@@ -294,7 +295,8 @@ def lm_logits(
     attention_mask:torch.Tensor|None=None, # [batch, pos], 0 for padding
 ) -> torch.Tensor: # [batch, pos, vocab]
     "Run the model on tokens; each kind gives its logits in its own way"
-    options = {} if is_transformer_lens(lm) else dict(use_cache=False)
+    takes = () if is_transformer_lens(lm) else signature(unwrapped(lm).forward).parameters
+    options = dict(use_cache=False) if "use_cache" in takes else {}
     out = lm(input_ids, attention_mask=attention_mask, **options)
     return out if isinstance(out, torch.Tensor) else out.logits
 
