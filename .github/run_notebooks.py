@@ -18,6 +18,7 @@ from nbdev.process import extract_directives
 
 SKIP = "skip-execution"  # the tag that nbclient heeds
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PROFILER = "USDT:"  # begins what PyTorch's profiler says on stderr when it starts and stops
 QUIET = ["--IPKernelApp.log_level=ERROR"]  # else every kernel warns that it talks unencrypted, to this same machine
 
 
@@ -42,7 +43,9 @@ def run(path, flags, keep=False):
         if not keep: raise
         error = e
     for c in tagged: c.metadata.tags.remove(SKIP)
-    for c in code: c.outputs = [o for o in c.outputs if WIDGET not in o.get("data", {})]  # progress bars, dead once saved
+    for c in code:
+        c.outputs = [o for o in c.outputs if WIDGET not in o.get("data", {})]          # progress bars, dead once saved
+        c.outputs = [o for o in c.outputs if not o.get("text", "").startswith(PROFILER)]
     nb.metadata.pop("widgets", None)
     nbformat.write(nb, path)
     if error: raise error
