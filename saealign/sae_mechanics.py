@@ -194,11 +194,11 @@ def sum_rows(
     values = values.to(sae.W_dec.dtype)                     # autocast may have rounded them
     if sae.W_dec.device.type not in ("cpu", "cuda"):
         return (values[..., None, :] @ sae.W_dec[features]).squeeze(-2)
-    *shape, n = values.shape
+    *shape, n = values.shape                                # there may be no position at all
     starts = torch.arange(0, values.numel(), n, device=values.device)
     rows = F.embedding_bag(features.flatten(), sae.W_dec, starts, mode="sum",
                            per_sample_weights=values.flatten())
-    return rows.view(*shape, -1)
+    return rows.view(*shape, sae.W_dec.shape[-1])
 
 # %% ../nbs/00_sae_mechanics.ipynb #c031
 def sum_directions(
