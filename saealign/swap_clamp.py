@@ -420,8 +420,8 @@ def steering(
     if method not in STEERING:
         raise ValueError(f"method={method!r}: choose {', '.join(map(repr, STEERING))}.")
     if method == "original": return None
-    dial = None if strength is None else {"topup": "level", "clamp": "scale"}.get(method, "strength")
-    by_hand = {dial: strength} if dial else {}
+    dial = {"topup": "level", "clamp": "scale"}.get(method, "strength")
+    by_hand = {} if strength is None else {dial: strength}
     if method == "vector":
         if keep_error is not None:
             raise ValueError("keep_error= means nothing to a vector, which goes around the SAE.")
@@ -495,6 +495,6 @@ def token_effects(self:SAEModel,
             xs, mask = self.activations(tokens, sinks=False)
             for h, x in xs.items():
                 sae = self.saes[h]
-                kept = SinkFilter(self.sinks, sae.cfg.metadata.median_norm)(x, mask)    # [batch, pos]
+                kept = SinkFilter(self.sinks, sae.cfg.metadata.median_norm)(x, mask)  # [batch, pos]
                 rows.append(site_effects(sae, x[mask][None], kept[mask][None], intervention, topic))
         return pd.concat(rows, ignore_index=True)
