@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'N_FEATURES', 'INTRO', 'number', 'numbers', 'shaded', 'answer_card', 'answers_html', 'feature_card',
-           'status_html', 'topic_status', 'need_gradio', 'Page', 'theme', 'launch']
+           'status_html', 'topic_status', 'need_gradio', 'Page', 'theme', 'check_address', 'launch']
 
 # %% ../nbs/07_app.ipynb #c430fb3b6
-import os
+import errno, os, socket
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,6 +349,30 @@ def theme(gr): # gradio.Theme
     sans, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
     return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
 
+# %% ../nbs/07_app.ipynb #c5280809e
+def check_address(
+    host:str, # where the page is to be
+    port:int|None=None, # None: any
+) -> None:
+    "Raise a `ValueError` unless a page can be opened there"
+    try: places = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError): places = []
+    faults = []
+    for family, kind, protocol, _, address in places:
+        try:
+            with socket.socket(family, kind, protocol) as s:
+                if os.name == "posix": s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                s.bind(address)
+        except OSError as e: faults.append(e.errno)
+    if errno.EADDRINUSE in faults:
+        raise ValueError(f"Port {port} is taken: give another one as port= (--port in a shell), "
+                         "or leave it out.")
+    if errno.EACCES in faults:
+        raise ValueError(f"Port {port} is not for every user: give one from 1024 on.")
+    if len(faults) == len(places):
+        raise ValueError(f"No page can be opened at {host!r}: give an address of this machine, "
+                         "such as 127.0.0.1, or 0.0.0.0 for all that it has.")
+
 # %% ../nbs/07_app.ipynb #c0e5835c3
 def launch(
     model:SharedModel|SAEModel|str, # a preset's name will do
@@ -360,6 +384,7 @@ def launch(
 ): # gradio.Blocks; its `close()` ends it, `local_url` is its address
     "Open the page"
     gr = need_gradio()
+    check_address(host, port)
     if isinstance(model, str): model = SAEModel.from_pretrained(model)
     if isinstance(model, SAEModel): model = SharedModel(model, ref or ReferenceSet.build(model))
     model.visit(bundled_topic("medical"))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np, torch
 from fastcore.basics import patch
 
+from .artefacts import fingerprint, model_settings
 from .files import ASSETS
 from .generation import next_logp
 from .interventions import Intervention
-from .language_models import generate_ids
+from .language_models import check_unsteered, generate_ids, in_eval_mode
 from .sae_mechanics import SAEModel
 from .speed import bf16_pays
 
@@ -74,11 +75,12 @@ def neutral_text(
     new_tokens:int=20, # to continue each by
 ) -> NeutralText:
     "Continue neutral prompts greedily with the unmodified model"
+    check_unsteered(model.lm, "Neutral text")
     prompts = neutral_prompts(model) if prompts is None else prompts
     given = model.to_tokens(prompts, "left", reserve=new_tokens)
     start = given["input_ids"].shape[1]
-    with quick(model):
-        ids = generate_ids(model.lm, given, new_tokens, do_sample=False)   # [batch, pos + new_tokens]
+    with quick(model), in_eval_mode(model.lm):
+        ids = generate_ids(model.lm, given, new_tokens, do_sample=False)   # [batch, pos + n_new]
     attended = torch.cat([given["attention_mask"], torch.ones_like(ids[:, start:])], 1)
     tokens = dict(input_ids=ids, attention_mask=attended)
     return NeutralText(tokens, start, predicted(model, tokens, start))
@@ -86,8 +88,10 @@ def neutral_text(
 @patch(as_prop=True)
 def neutral(self:SAEModel) -> NeutralText:
     "Neutral text of this model, made when it is first asked for"
-    if "_neutral" not in vars(self): self._neutral = neutral_text(self)
-    return self._neutral
+    known = getattr(self, "_neutral", None)
+    now = fingerprint(self.lm, model_settings(self.lm), self.bos_id)
+    if known is None or known[0] != now: self._neutral = known = now, neutral_text(self)
+    return known[1]
 
 # %% ../nbs/machinery/calibration.ipynb #c90a8331c
 @torch.no_grad()

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['distinct', 'topic_classifier', 'overall', 'with_labels', 'with_lora', 'finetune', 'content_acts', 'steering_vector',
-           'reworded', 'continuations', 'together', 'divergence', 'measure', 'saved_rows', 'save_rows', 'all_texts',
-           'measured_rows', 'is_maker', 'evaluate', 'interval', 'per_prompt', 'difference', 'rank_correlation',
-           'beside', 'side_by_side', 'weights_used', 'report', 'demo_ways', 'demo_rows', 'demo_table', 'demo_model',
-           'demo']
+           'reworded', 'continuations', 'together', 'divergence', 'measure', 'run_mark', 'saved_rows', 'save_rows',
+           'all_texts', 'measured_rows', 'is_maker', 'evaluate', 'interval', 'per_prompt', 'difference',
+           'rank_correlation', 'weights_used', 'report', 'demo_ways', 'demo_rows', 'demo_table', 'demo_model', 'demo']
 
 # %% ../nbs/04_eval.ipynb #c005
-import copy, json, shutil, tempfile, textwrap, time, warnings
+import copy, json, shutil, tempfile, time, warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,11 @@ import numpy as np, pandas as pd, torch
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
+from .artefacts import fingerprint
 from .calibration import calibrate
+from .displays import side_by_side
 from .embedding import embed
-from .files import ASSETS, whole
+from .files import ASSETS, user_path, whole
 from .generation import alike, answered, Generation, next_logp
 from .interventions import Intervention
 from .judge import Acceptability, acceptability
@@ -235,6 +236,16 @@ def measure(
         rows["overall"] = overall(rows.p_topic, rows.acceptability.fillna(0), rows.related)
     return rows
 
+# %% ../nbs/04_eval.ipynb #c1763c1fb
+def run_mark(
+    model:SAEModel, # model and SAEs
+    topic:TopicScores, # what to be close to
+    options:dict, # as for `generate`
+) -> str: # 16 hex digits
+    "A hash of what a row depends on, beside the names of its topic and way, prompt and seed"
+    lasting = {name: str(value) for name, value in options.items() if name != "batch_size"}
+    return fingerprint(model.lm, *model.saes.values(), topic.embeddings.tolist(), lasting)
+
 # %% ../nbs/04_eval.ipynb #c056
 def saved_rows(
     path:Path|None, # a table that an earlier run of `evaluate` wrote, or None
@@ -242,6 +253,7 @@ def saved_rows(
     methods:list[str], # and of these methods
     prompts:list, # which the rows must be about: texts, and lists of messages
     seeds:int, # how many of each
+    mark:str|None=None, # see `run_mark`; tables without one are trusted
 ) -> tuple[pd.DataFrame|None, dict]: # the whole table, and rows of each method that is complete
     "What is there already"
     if path is None or not path.exists(): return None, {}
@@ -252,6 +264,10 @@ def saved_rows(
         if set(part.prompt) != names or set(part.seed) != set(range(seeds)):
             raise ValueError(f"{path} holds {m!r} for other prompts or seeds: "
                              "give another path, or delete the file.")
+        marks = set(part["mark"].dropna()) if "mark" in part else set()
+        if mark and marks - {mark}:
+            raise ValueError(f"{path} holds {m!r} for {topic!r} as another model, other texts or "
+                             "other options made it: give another path, or delete the file.")
     return table, parts
 
 def save_rows(
@@ -324,8 +340,9 @@ def evaluate(
     **kwargs, # as for `generate`
 ) -> pd.DataFrame: # one row per topic, method, seed and prompt
     "Continue prompts in several ways and measure every continuation"
-    path, prompts = Path(path) if path else None, as_batch(prompts)
-    table, done = saved_rows(path, topic.name, list(interventions), prompts, seeds)
+    path, prompts = user_path(path) if path else None, as_batch(prompts)
+    mark = run_mark(model, topic, kwargs) if path else None
+    table, done = saved_rows(path, topic.name, list(interventions), prompts, seeds, mark)
     waiting = {m: how for m, how in interventions.items() if m not in done}
     common = {m: i for m, i in waiting.items() if i is None or isinstance(i, (str, Intervention))}
     made = all_texts(model, common if at_once else {}, prompts, topic, seeds, **kwargs)
@@ -336,7 +353,9 @@ def evaluate(
             for g in continuations(model, how, prompts, topic, seed=seed, **kwargs)]
         done[method] = measured_rows(model, topic, method, how, out, classifier, cola, judge)
         if keep_texts: done[method]["text"] = [g.text for _, g in out]
-        if path is not None: table = save_rows(path, table, done[method])
+        if path is not None:
+            done[method]["mark"] = mark
+            table = save_rows(path, table, done[method])
     return pd.concat([done[m] for m in interventions], ignore_index=True)
 
 # %% ../nbs/04_eval.ipynb #c060
@@ -380,29 +399,6 @@ def rank_correlation(
 ) -> float: # between -1 and 1
     "Spearman's rank correlation"
     return float(pd.Series(np.asarray(a)).corr(pd.Series(np.asarray(b)), method="spearman"))
-
-# %% ../nbs/04_eval.ipynb #c113
-def beside(
-    cells:list[str], # of one row
-    width:int, # of each
-) -> str:
-    "Cells side by side, as plain text"
-    return " │ ".join(c.ljust(width) for c in cells).rstrip()
-
-def side_by_side(
-    generations:list[list[Generation]], # one list per method, prompts in the same order
-    width:int=100, # of the terminal
-) -> str:
-    "The same prompts continued in several ways, side by side as plain text"
-    each, lines = (width - 3 * (len(generations) - 1)) // len(generations), []
-    for column in zip(*generations):
-        asked = prompt_text(column[0].prompt) + ("" if is_chat(column[0].prompt) else " …")
-        lines += [f"\n“{asked}”", beside([g.label for g in column], each)]
-        lines.append("─┼─".join("─" * each for _ in column))
-        wrapped = [textwrap.wrap(" ".join(g.text.split()), each) or [""] for g in column]
-        for i in range(max(map(len, wrapped))):
-            lines.append(beside([w[i] if i < len(w) else "" for w in wrapped], each))
-    return "\n".join(lines)
 
 # %% ../nbs/04_eval.ipynb #c114
 def weights_used(

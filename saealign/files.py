@@ -6,7 +6,7 @@
 __all__ = ['ASSETS', 'cache_folder', 'user_path', 'checksum', 'is_whole', 'whole']
 
 # %% ../nbs/machinery/files.ipynb #c0daee040
-import hashlib, os
+import hashlib, os, shutil
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -42,7 +42,8 @@ def is_whole(
 ) -> bool:
     "Whether a file is there, and is what was written"
     check = path.with_suffix(".sha256")
-    return path.exists() and check.exists() and checksum(path) == check.read_text()
+    if not path.is_file() or not check.is_file(): return False
+    return check.read_bytes() == checksum(path).encode()           # a damaged one is no text
 
 # %% ../nbs/machinery/files.ipynb #c45e3ff1e
 @contextmanager
@@ -51,9 +52,11 @@ def whole(
     check:bool=False, # write its checksum beside it
 ):
     "A path to write to; what is there after the `with` block becomes the file, if all went well"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    file = path.resolve()
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         yield part
         if check: path.with_suffix(".sha256").write_text(checksum(part))
-        part.replace(path)
+        if file.exists(): shutil.copymode(file, part)
+        part.replace(file)
     finally: part.unlink(missing_ok=True)

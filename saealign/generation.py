@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from .displays import html_table, ShadedTokens
 from .embedding import length_batches, n_tokens
 from .interventions import Each, FeatureIntervention, Intervention, Watch
-from .language_models import generate_ids, is_transformer_lens, pad_rows, text_config
+from .language_models import generate_ids, in_eval_mode, is_transformer_lens, last_logits
+from .language_models import pad_rows, vocab_size
 from .prompting import as_batch, is_chat, prompt_text
 from .sae_mechanics import SAEModel
 from .scoring import TopicScores
@@ -122,7 +123,7 @@ def seeded(
 # %% ../nbs/machinery/generation.ipynb #c5280a933
 INSIDE = "call `model.lm.generate` inside `with steer(…)`"
 REFUSED = dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids",
-                         "past_key_values"), f"prompts are texts or messages; or {INSIDE}")
+                         "past_key_values", "cache"), f"prompts are texts or messages; or {INSIDE}")
 REFUSED |= dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits",
                           "output_attentions", "output_hidden_states"),
                          f"it gives a list of `Generation`; for more {INSIDE}")
@@ -150,15 +151,17 @@ def sampling(
     "Our options in the words of `generate_ids`"
     if generation_config is not None: kwargs = generation_config.to_diff_dict() | kwargs
     kwargs.pop("transformers_version", None)
-    check_options(kwargs)
+    own = getattr(model.lm, "generation_config", None)          # it may ask for it as well
+    check_options(dict(prefill_chunk_size=getattr(own, "prefill_chunk_size", None)) | kwargs)
     greedy = top_k == 1 or (kwargs.get("num_beams") or 1) > 1
     draw = dict(do_sample=False) if greedy else dict(do_sample=True, top_k=top_k)
     options = dict(max_new_tokens=max_new_tokens, eos_token_id=end_ids(model)) | draw | kwargs
     options["eos_token_id"] = as_ids(options["eos_token_id"]) or None
     if options.get("stop_strings") is not None: options.setdefault("tokenizer", model.tokenizer)
     if options["eos_token_id"]: options.setdefault("pad_token_id", options["eos_token_id"][0])
-    if options["max_new_tokens"] < 1:
-        raise ValueError(f"max_new_tokens={options['max_new_tokens']}: give at least 1.")
+    n = options["max_new_tokens"]
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"max_new_tokens={n!r}: give a whole number, at least 1.")
     return options
 
 # %% ../nbs/machinery/generation.ipynb #c69f3728d
@@ -226,8 +229,10 @@ def one_batch(
 # %% ../nbs/machinery/generation.ipynb #c367ac9bf
 def padding(
     options:dict, # see sampling
+    n_rows:int=2, # of the batch
 ) -> int|None:
     "What fills up rows that something else than a token has ended; None if nothing else can"
+    if n_rows == 1: return None
     others = "stop_strings", "stopping_criteria", "max_time"
     if all(options.get(name) is None for name in others): return None
     return options.get("pad_token_id", 0)
@@ -249,7 +254,7 @@ def as_generations(
         before = [t for t, is_real in zip(row[:start], real) if is_real]
         new, noted = row[start:], [v[i, start:] for v in numbers]
         label = getattr(each[i // n], "label", "Original")
-        kept = n_kept(new, ends, padding(options))
+        kept = n_kept(new, ends, padding(options, len(ids)))
         out.append(as_generation(model, prompts[i // n], before, new, kept, noted, label))
     return out
 
@@ -312,7 +317,7 @@ def generate(self:SAEModel,
         topic = topic or getattr(intervention, "topic", None)
         if isinstance(intervention, Each):
             for sae in self.saes.values(): intervention.check(sae)
-        with seeded(self, seed):
+        with seeded(self, seed), in_eval_mode(self.lm):
             return in_batches(self, prompts, size, intervention, topic, options)
 
 # %% ../nbs/machinery/generation.ipynb #cbe89bf85
@@ -350,7 +355,8 @@ def stream(self:SAEModel,
     how = dict(sinks=self.sinks, prompt_length=tokens["input_ids"].shape[1])
     def work(stopped):
         options.update(streamer=stream, stopping_criteria=[*(criteria or []), stopped])
-        with seeded(self, seed), steer(self.lm, intervention, self.saes, self.tokenizer, **how):
+        steered = steer(self.lm, intervention, self.saes, self.tokenizer, **how)
+        with seeded(self, seed), in_eval_mode(self.lm), steered:
             generate_ids(self.lm, tokens, **options)
     return written(work, stream)
 
@@ -409,7 +415,7 @@ def alike(
     "Batches of about equally long texts"
     if not generations: return []
     lengths = n_tokens([f"{g.prompt}{g.text}" for g in generations], model.tokenizer)
-    return length_batches(lengths, 64_000_000 // text_config(model.lm).vocab_size)
+    return length_batches(lengths, 64_000_000 // vocab_size(model.lm))
 
 # %% ../nbs/machinery/generation.ipynb #c2153a95e
 def answered(
@@ -434,13 +440,9 @@ def next_logits(
     intervention:Intervention|None=None, # as during generation
 ) -> torch.Tensor: # [batch, n_new, vocab]
     "Logits of what comes next, wherever a new token was chosen"
-    n_new = tokens["input_ids"].shape[1] - start
-    position_ids = (tokens["attention_mask"].cumsum(-1) - 1).clamp_min(0)
-    read = dict(tokens, position_ids=position_ids, use_cache=False, logits_to_keep=n_new + 1)
     how = dict(sinks=model.sinks, prompt_length=start)
-    with steer(model.lm, intervention, model.saes, model.tokenizer, **how):
-        logits = model.lm(**read).logits                               # [batch, n_new + 1, vocab]
-    return logits[:, :-1].float()
+    steered = steer(model.lm, intervention, model.saes, model.tokenizer, **how)
+    with in_eval_mode(model.lm), steered: return last_logits(model.lm, tokens, start).float()
 
 def next_logp(model:SAEModel, tokens:dict, start:int, intervention:Intervention|None=None):
     "Log-probabilities of what comes next: as next_logits [batch, n_new, vocab]"

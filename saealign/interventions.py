@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Edit', 'dense', 'switched', 'contamination', 'Intervention', 'known_at', 'Watch', 'Encoded', 'FeatureIntervention',
            'changed', 'decoded', 'where_on', 'Then', 'joined_edits', 'check_combined', 'Each', 'joined_rows',
-           'site_scores', 'known_fingerprint', 'check_topic']
+           'given_scores', 'site_scores', 'known_fingerprint', 'check_topic']
 
 # %% ../nbs/machinery/interventions.ipynb #cbb53e308
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from weakref import WeakKeyDictionary
 
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from sae_lens import SAE
 
@@ -153,6 +153,13 @@ def once(self:Intervention,
 @patch
 def __getstate__(self:Intervention): return {k: v for k, v in vars(self).items() if k != "_known"}
 
+# %% ../nbs/machinery/interventions.ipynb #ca3af670c
+@patch
+def check_places(self:Intervention,
+    saes:list[SAE], # all that it is to act at
+) -> None:
+    "Raise a `ValueError` if this intervention acts at none of the SAEs' hook points"
+
 # %% ../nbs/machinery/interventions.ipynb #c3bb111e2
 @patch
 def apply(self:Intervention,
@@ -291,6 +298,10 @@ class Then(Intervention):
         "Raise a `ValueError` if one of them does not belong to `sae`"
         for i in self.first, self.second: i.check(sae)
 
+    def check_places(self, saes:list[SAE]) -> None:
+        "Raise a `ValueError` if one of them acts at no hook point"
+        for i in self.first, self.second: i.check_places(saes)
+
     def run(self, sae, x, token_mask=None):
         "Both, at the same tokens"
         first = self.first.run(sae, x, token_mask)
@@ -345,6 +356,10 @@ class Each(Intervention):
         "Raise a `ValueError` if one of them does not belong to `sae`"
         known_at(self).pop(sae, None)
         for i in {id(i): i for i in self.interventions}.values(): i.check(sae)
+
+    def check_places(self, saes:list[SAE]) -> None:
+        "Raise a `ValueError` if one of them acts at no hook point"
+        for i in self.interventions: i.check_places(saes)
 
     def run(self, sae, x, token_mask=None):
         "Hand to each the rows that are its own"
@@ -414,13 +429,12 @@ def joined_rows(
     def after(): return torch.cat([e.after for e in edits])
     return Edit(torch.cat([e.x for e in edits]), before, after)
 
-# %% ../nbs/machinery/interventions.ipynb #c64355932
-def site_scores(
+# %% ../nbs/machinery/interventions.ipynb #cc60f5933
+def given_scores(
     topic:TopicScores, # scores at one or several hook points
     sae:SAE, # the SAE that they will steer
-    unscored:str="drop", # features without a score: "drop" counts them as 0, "keep" as 1
-) -> torch.Tensor: # [d_sae] in [0, 1], on the SAE's device
-    "The scores that belong to an SAE, or a `ValueError` if there are none"
+) -> np.ndarray: # [d_sae] in [0, 1]; NaN: unscored
+    "The scores that belong to an SAE, as they were given, or a `ValueError` if there are none"
     h = sae.cfg.metadata.hook_name
     s = topic.scores.get(h, topic.scores.get(None))
     if s is None:
@@ -429,8 +443,17 @@ def site_scores(
     if len(s) != sae.cfg.d_sae:
         raise ValueError(f"{topic.name!r} has {len(s)} scores for {h}, but its SAE has "
                          f"{sae.cfg.d_sae} features: they were made for another SAE.")
+    return s
+
+# %% ../nbs/machinery/interventions.ipynb #c64355932
+def site_scores(
+    topic:TopicScores, # scores at one or several hook points
+    sae:SAE, # the SAE that they will steer
+    unscored:str="drop", # features without a score: "drop" counts them as 0, "keep" as 1
+) -> torch.Tensor: # [d_sae] in [0, 1], on the SAE's device
+    "The scores that belong to an SAE"
     exact = torch.promote_types(sae.W_dec.dtype, torch.float32)     # scores choose features
-    s = torch.as_tensor(s).to(sae.W_dec.device, exact)
+    s = torch.as_tensor(given_scores(topic, sae)).to(sae.W_dec.device, exact)
     return s.nan_to_num(1. if unscored == "keep" else 0.)
 
 # %% ../nbs/machinery/interventions.ipynb #ceb7f30ff

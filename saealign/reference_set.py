@@ -22,8 +22,8 @@ from .cluster import check_engine, fill_shards
 from .embedding import DEFAULT_EMBEDDER, embed, find_embedder, length_batches
 from .embedding import load_embedder, n_tokens
 from .files import cache_folder, user_path
-from .language_models import context_size
-from .origins import origins, sae_facts, settings_hash
+from .language_models import check_unsteered, context_size, in_eval_mode
+from .origins import note_norm, origins, sae_facts, settings_hash
 from .pools import as_prompts
 from .sae_fit import FIT, measure_fit, read_fit
 from .sae_mechanics import SAEModel
@@ -259,6 +259,7 @@ def build(cls:ReferenceSet,
     **pool, # of actors, with "ray": workers and load, see ray_shards
 ) -> ReferenceSet:
     "Make the reference set of a model, or map it from disk where that was done before"
+    check_unsteered(model.lm, "A reference set")
     check_engine(engine, pool)
     table, (embedder, by) = as_prompts(prompts, column), find_embedder(embedder)
     settings = dict(how=how, budget=budget, bf16=bf16_pays(model) if bf16 is None else bf16)
@@ -266,8 +267,9 @@ def build(cls:ReferenceSet,
     origin = origins(model, table.prompt, how, by)
     name = settings_hash(model, origin, table.prompt, settings["bf16"], shard_size)
     folder = user_path(cache or cache_folder()) / f"reference-{name}"
-    file, shards = make_files(folder, table.prompt, model, embedder, settings, shard_size, join,
-                              engine, pool)
+    with in_eval_mode(model.lm):
+        file, shards = make_files(folder, table.prompt, model, embedder, settings, shard_size,
+                                  join, engine, pool)
     known = name, sae_facts(model, read_fit(folder / FIT)), embedder, origin
     return cls.opened(table, file, shards, known, model)
 
@@ -426,7 +428,7 @@ def save_pretrained(self:ReferenceSet,
 ) -> Path: # the folder
     "Save to a folder, whole or not at all: numbers, prompts, what they were made with, a card"
     folder = user_path(folder)
-    write_reference(folder, self, self.card(license, name or folder.name))
+    write_reference(folder, self, self.card(license, name or folder.resolve().name))
     return folder
 
 # %% ../nbs/01_reference_set.ipynb #c177
@@ -438,7 +440,7 @@ def belongs_to(self:ReferenceSet,
     self._model = weakref.ref(model)
     for h, sae in model.saes.items():
         if sae.cfg.metadata.median_norm is None:
-            sae.cfg.metadata.median_norm = self.sae_info.get(h, {}).get("median_norm")
+            note_norm(sae, self.sae_info.get(h, {}).get("median_norm"), model.lm)
 
 # %% ../nbs/01_reference_set.ipynb #c3971db3a
 @patch(cls_method=True)

@@ -271,7 +271,9 @@ def read_fit(
 ) -> dict: # hook name -> explained_variance, l0, loss_recovered; empty where it is not there
     "How well the SAEs fitted when a reference set was made, with the same warning as then"
     if not path.is_file(): return {}
-    fit = json.loads(path.read_text(encoding="utf-8"))
-    for h, measured in fit.items():
-        if measured["explained_variance"] is not None: warn_misfit(h, measured)
+    try:
+        fit = json.loads(path.read_text(encoding="utf-8"))
+        for h, measured in fit.items():
+            if measured["explained_variance"] is not None: warn_misfit(h, measured)
+    except (ValueError, KeyError, TypeError, AttributeError): return {}    # it is damaged
     return fit

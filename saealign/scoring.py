@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from .artefacts import model_provenance, push_folder
 from .displays import firing_tokens, html_table, ShadedTokens
 from .embedding import embed
+from .files import user_path
 from .reference_set import ReferenceSet, ShardedReferenceSet
 from .sae_mechanics import encode, SAEModel
 from .saved_scores import read_scores, scores_card, write_scores
@@ -175,7 +176,7 @@ def check_scoring(
                          "and only with method='z'.")
     if n_ref < min_prompts:
         raise ValueError(f"{n_ref} reference prompts are fewer than min_prompts={min_prompts}: "
-                         "no feature can be scored.")
+                         "no feature can be scored. Give more reference prompts.")
 
 # %% ../nbs/02_scoring.ipynb #c033
 @patch
@@ -196,8 +197,8 @@ def score_topics(self:ReferenceSet,
         g = {h: s.g(min_prompts)[:, i] for h, s in sums.items()}
         if dark := [h for h in g if np.isnan(g[h]).all()]:
             raise ValueError(f"No feature at {', '.join(dark)} fired on {min_prompts} reference "
-                             "prompts, so none can be scored: build a larger reference set, "
-                             "or ask for fewer min_prompts.")
+                             "prompts, so none can be scored: give more reference prompts, or in "
+                             "Python a smaller `min_prompts` to `ReferenceSet.score`.")
         more = {h: (s, d[:, i], temperature) if method == "z" else () for h, s in sums.items()}
         scores = {h: METHODS[method](g[h], *more[h]) for h in g}
         out[name] = TopicScores(scores, name, g, align[i], self, texts if keep_texts else None)
@@ -454,8 +455,9 @@ def save_pretrained(self:TopicScores,
     name:str|None=None, # what the card says to load it by; None: the folder's name
 ) -> Path: # the folder
     "Save to a folder, whole or not at all: scores, g, embeddings, provenance, and a card"
-    write_scores(folder, self, self.card(license, name or Path(folder).name))
-    return Path(folder)
+    folder = user_path(folder)
+    write_scores(folder, self, self.card(license, name or folder.resolve().name))
+    return folder
 
 # %% ../nbs/02_scoring.ipynb #c128
 @patch(cls_method=True)
@@ -470,8 +472,7 @@ def from_pretrained(cls:TopicScores,
     if model is not None: wanted.append(model_provenance(model))
     facts, scores, g, embeddings = read_scores(name, wanted, **hub)
     scores = cls.from_scores(scores).scores                       # between 0 and 1
-    texts = as_texts(facts["texts"]) if facts.get("texts") is not None else None
-    return cls(scores, facts["name"], g, embeddings, ref, texts, facts["provenance"])
+    return cls(scores, facts["name"], g, embeddings, ref, facts["texts"], facts["provenance"])
 
 # %% ../nbs/02_scoring.ipynb #c135
 @patch

@@ -17,7 +17,7 @@ from .calibration import calibrate
 from .generation import Generation
 from .hooks import SinkFilter, where_content
 from .interventions import check_topic, Each, Edit, Encoded, FeatureIntervention
-from .interventions import Intervention, site_scores, where_on
+from .interventions import given_scores, Intervention, site_scores, where_on
 from .patterns import check_has_reference, surest_features, topic_pattern
 from .reference_set import ReferenceSet
 from .sae_mechanics import activate, ActiveFeatures, decode_change, is_plain_topk
@@ -58,7 +58,7 @@ class ForTopic:
 # %% ../nbs/03_swap_clamp.ipynb #c017
 class Swap(ForTopic, FeatureIntervention):
     "Let topic scores choose which features are on (Eq. 3)"
-    label = "Swap"
+    label, rows = "Swap", None                            # rows: see `stacked`
     def __new__(cls, topic=None, *args, **kwargs):
         "`Swap([topic_a, topic_b, None])` is short for `Each`, a Swap for each row of a batch"
         if not isinstance(topic, (list, tuple)): return super().__new__(cls)
@@ -77,7 +77,6 @@ class Swap(ForTopic, FeatureIntervention):
         self.set_topic(topic)
         self.k, self.unscored = k, unscored
         self.new_feature_scale, self.keep_total = new_feature_scale, keep_total
-        self.rows = None                                  # see `stacked`
         self.check_options()
 
 # %% ../nbs/03_swap_clamp.ipynb #c3a00006
@@ -111,8 +110,7 @@ def stacked(self:Swap, rows):
         return [getattr(i, name) for name in own]
     alike = all(type(i) is Swap and options(i) == options(self) for i in rows)
     if not alike or self.new_feature_scale is not None: return None
-    joint = copy.copy(self)
-    vars(joint).pop("_known", None)
+    joint = copy.copy(self)                                 # without what it has worked out
     joint.rows = rows
     return joint
 
@@ -303,8 +301,8 @@ class Clamp(ForTopic, FeatureIntervention):
         if value not in ("max", "token"):
             raise ValueError(f"value={value!r}: choose 'max' or 'token'.")
         if value == "max" and topic.ref is None:
-            raise ValueError("value='max' needs activations seen on reference prompts, which bare "
-                             "scores lack: use value='token'.")
+            raise ValueError("value='max' needs activations on reference prompts, which bare scores "
+                             "lack: use value='token'.")
         self.n, self.scale, self.value = n, scale, value
 
 # %% ../nbs/03_swap_clamp.ipynb #c6510c345
@@ -312,8 +310,10 @@ class Clamp(ForTopic, FeatureIntervention):
 def best(self:Clamp,
     sae:SAE, # the SAE at this hook point
 ) -> torch.Tensor: # [n] features
-    "The features that score highest"
-    def best(): return site_scores(self.topic, sae).topk(min(self.n, sae.cfg.d_sae)).indices
+    "The features that score highest, of those that score at all"
+    def best():
+        n_scored = int((np.nan_to_num(given_scores(self.topic, sae)) > 0).sum())
+        return site_scores(self.topic, sae).topk(min(self.n, n_scored)).indices
     return self.once(sae, best, self.n)
 
 @patch

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'use_utf8', 'line_width', 'wrap', 'tell', 'told_once', 'reported', 'emit', 'records', 'as_lines',
-           'column_for', 'texts_in', 'read_topic', 'wanted_prompts', 'read_pool', 'check_out', 'write_table',
-           'top_text', 'known', 'as_record', 'as_text', 'compared_text', 'measured', 'means', 'check_chat', 'Chat',
-           'Shown', 'typed_lines']
+           'column_for', 'check_column', 'texts_in', 'read_topic', 'wanted_prompts', 'read_pool', 'check_out',
+           'write_table', 'top_text', 'known', 'as_record', 'as_text', 'compared_text', 'measured', 'means',
+           'check_chat', 'Chat', 'Shown', 'typed_lines']
 
 # %% ../nbs/machinery/terminal.ipynb #cef8de926
 import json, math, shutil, sys, warnings
@@ -112,6 +112,17 @@ def column_for(
     from saealign.texts import is_table
     return column if is_table(path) else None
 
+def check_column(
+    column:str|None, # as given with an option
+    *files, # in which it would be looked for; None: not given
+    option:str="--column", # its name
+) -> None:
+    "Raise a `ValueError` for a column that no file can have"
+    from saealign.texts import is_table
+    if column is None or any(is_table(file) for file in files if file is not None): return
+    raise ValueError(f"{option} {column}: no table was given that could have this column. "
+                     "Give one, or leave the option out.")
+
 def texts_in(
     path:Path, # a file of texts, see read_prompts
     column:str|None=None, # of a table
@@ -128,7 +139,8 @@ def read_topic(
     "The topic that is meant"
     from saealign.pools import bundled_topic
     path = user_path(topic)
-    if path.suffix or path.is_file(): return path.stem, texts_in(path, column)
+    a_file = path.exists() and not path.is_dir()
+    if path.suffix or a_file: return path.stem, texts_in(path, column)
     try: return topic, bundled_topic(topic)
     except ValueError as e:
         found = "a folder" if path.is_dir() else "no file"
@@ -153,15 +165,19 @@ def wanted_prompts(
 def read_pool(
     path:Path|None, # None: the bundled one
     column:str|None=None, # of a table
+    option:str="--column", # which gives the column
 ): # DataFrame, as as_prompts makes it
     "A pool of reference prompts"
     from saealign.pools import as_prompts
+    check_column(column, path, option=option)
     if path is None: return as_prompts(None)
-    return as_prompts(path, column_for(path, column))
+    try: return as_prompts(path, column)
+    except ValueError as e: raise ValueError(str(e).replace("--column", option)) from None
 
 # %% ../nbs/machinery/terminal.ipynb #cd07b2331
 def check_out(
     path:Path|None, # the file that is wanted; None: none is
+    *read, # files that are read, or names of what is none
 ) -> None:
     "Raise an error unless a table can be written there"
     if path is None: return
@@ -170,6 +186,10 @@ def check_out(
         raise ValueError(f"--out {path}: let the name end in .csv or .parquet.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out {path}: there is no folder {path.parent}.")
+    if path.is_dir(): raise IsADirectoryError(f"--out {path} is a folder: name a file in it.")
+    for file in map(user_path, filter(None, read)):
+        if path.exists() and file.exists() and path.samefile(file):
+            raise ValueError(f"--out {path} would replace a file that is read here: give another.")
 
 def write_table(
     table, # DataFrame
@@ -289,15 +309,27 @@ class Chat:
 
 # %% ../nbs/machinery/terminal.ipynb #c3ac73151
 @patch
-def choose_topic(self:Chat,
-    topic:str, # see read_topic
-    column:str|None=None, # see read_topic
+def choose_texts(self:Chat,
+    name:str, # of the topic
+    texts:list[str], # of the topic
 ) -> str: # what is to be said about it
-    "Steer towards another topic from the next answer on"
-    name, texts = read_topic(topic, column)
+    "Steer towards these texts from the next answer on"
     self.topic = self.ref.score(texts, name=name, method=self.scores)
     self.texts, self.intervention, self.steered = texts, None, True
     return f"[towards {name}: {len(texts)} texts]"
+
+@patch
+def choose_topic(self:Chat,
+    topic:str, # see read_topic; where it is a table, its column may follow
+) -> str: # what is to be said about it
+    "Steer towards another topic from the next answer on"
+    from saealign.texts import is_table
+    file, _, column = topic.rpartition(" ")
+    if not is_table(file): file, column = topic, None
+    try: return self.choose_texts(*read_topic(file, column))
+    except ValueError as e:
+        said = str(e).replace("--column in a shell", "here: /topic FILE COLUMN")
+        raise ValueError(said) from None
 
 # %% ../nbs/machinery/terminal.ipynb #c9fa920e9
 @patch
@@ -316,7 +348,7 @@ def choose_level(self:Chat,
     return f"[level {number:g}]"
 
 # %% ../nbs/machinery/terminal.ipynb #c70b5fabb
-COMMANDS = "/topic NAME or FILE, /level X, /off, /on, /new, /quit"
+COMMANDS = "/topic NAME, /topic FILE [COLUMN], /level X, /off, /on, /new, /quit"
 
 @patch
 def obey(self:Chat,
@@ -426,6 +458,7 @@ def answer(self:Chat,
 # %% ../nbs/machinery/terminal.ipynb #c0b5ff9d1
 def typed_lines():
     "Lines from a terminal or a pipe, until it ends"
+    if sys.stdin is None: raise ValueError("There is nobody to speak with: stdin is closed.")
     if not sys.stdin.isatty():
         yield from sys.stdin
         return

@@ -78,6 +78,14 @@ def check(self:AddVector, sae:SAE) -> None:
         raise ValueError(f"The vector for {sae.cfg.metadata.hook_name} has {v.numel()} numbers, "
                          f"{int(finite.sum())} of them finite: it must have {sae.cfg.d_in}.")
 
+@patch
+def check_places(self:AddVector, saes:list[SAE]) -> None:
+    "Raise a `ValueError` if there is a vector for none of the hook points"
+    if any(self.vector_at(s) is not None for s in saes): return
+    raise ValueError(f"There are vectors for {', '.join(map(str, self.vectors))}, none for "
+                     f"{', '.join(str(s.cfg.metadata.hook_name) for s in saes)}: "
+                     "name the hook points as the SAEs do.")
+
 # %% ../nbs/machinery/vectors.ipynb #c3a00044
 @patch
 def run(self:AddVector, sae, x, token_mask=None):

@@ -29,7 +29,7 @@ from .scoring import TopicScores
 from .streaming import written
 from .swap_clamp import steering, warn_of_reach
 from .terminal import Shown
-from .texts import as_table, as_texts, holds_text, is_table, read_prompts
+from .texts import as_table, as_texts, check_header, holds_text, is_table, read_prompts
 
 # %% ../nbs/machinery/visits.ipynb #cbddb3cc9
 MAX_TEXTS, MAX_TOPIC, MAX_PROMPT = 200, 40_000, 4_000    # texts; characters of a topic, a prompt
@@ -56,8 +56,9 @@ def text_columns(
     "The columns of a table that hold texts"
     if not is_table(path): return []
     table = as_table(read_prompts(path))
+    named = table.columns[~table.columns.duplicated(keep=False)]
     lengths = {c: table[c].dropna().astype(str).str.len().mean()
-               for c in table if holds_text(table[c])}
+               for c in named if holds_text(table[c])}
     return sorted(lengths, key=lengths.get, reverse=True)
 
 def file_texts(
@@ -66,7 +67,9 @@ def file_texts(
 ) -> tuple[list[str], list[str]]: # texts, and columns to choose from
     "The texts of a file, each on one line"
     columns = text_columns(path)
-    if column not in columns: column = columns[0] if columns else None
+    if column not in columns:
+        column = columns[0] if columns else None
+        if column is not None: check_header(column, path)
     return topic_lines("\n".join(" ".join(t.split()) for t in as_texts(path, column))), columns
 
 # %% ../nbs/machinery/visits.ipynb #c582f7319
@@ -133,8 +136,9 @@ class SharedModel:
         ref:ReferenceSet, # its reference set
         source:dict|None=None, # arguments of SAEModel.from_pretrained; None: the model's name
         pool:str|None=None, # file of the reference prompts; None: the bundled ones
+        column:str|None=None, # of that file, where it is not to be found
     ):
-        self.model, self.ref, self.pool = model, ref, pool
+        self.model, self.ref, self.pool, self.column = model, ref, pool, column
         self.source = source or dict(name=model.name)
         self.turn = RLock()                              # held by the one who runs the model
         self.chats = bool(getattr(model.tokenizer, "chat_template", None))
@@ -313,6 +317,7 @@ def python(self:SharedModel,
     lines = ["from saealign import ReferenceSet, SAEModel"]
     if bundled: lines.append("from saealign.pools import bundled_topic")
     pool = "" if self.pool is None else f", {str(self.pool)!r}"
+    if self.column is not None: pool += f", column={self.column!r}"
     lines += ["", f"model = SAEModel.from_pretrained({', '.join(source)})",
               f"ref = ReferenceSet.build(model{pool})", f"texts = {texts}",
               f"prompt = {ask.start!r}",
