@@ -155,6 +155,7 @@ def new_folder(
         yield new
         put_at(folder, new, Path(tmp) / "old")
 
+# %% ../nbs/machinery/artefacts.ipynb #c432f57fb
 def put_at(
     folder:Path, # the place
     new:Path, # what is to stand there

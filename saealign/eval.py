@@ -268,8 +268,9 @@ def saved_rows(
         if mark and marks - {mark}:
             raise ValueError(f"{path} holds {m!r} for {topic!r} as another model, other texts or "
                              "other options made it: give another path, or delete the file.")
-    return table, parts
+    return table, {m: part.drop(columns="mark", errors="ignore") for m, part in parts.items()}
 
+# %% ../nbs/04_eval.ipynb #c2ca53859
 def save_rows(
     path:Path, # Parquet file to write
     table:pd.DataFrame|None, # what is in it already
@@ -283,13 +284,14 @@ def save_rows(
 # %% ../nbs/04_eval.ipynb #ce063fa39
 def all_texts(
     model:SAEModel, # model and SAEs
-    ways:dict, # name -> what `continuations` takes
+    ways:dict, # name -> what `continuations` takes; what does not share the model is left out
     prompts:list, # to continue
     topic:TopicScores, # what contamination is measured against
     seeds:int, # continuations of each prompt
     **kwargs, # as for `generate`
 ) -> dict: # name -> list of (seed, Generation)
     "Continuations of several ways that share the model, in common batches"
+    ways = {m: i for m, i in ways.items() if i is None or isinstance(i, (str, Intervention))}
     made = {m: [] for m in ways}
     for seed in range(seeds if ways else 0):
         found = together(model, ways, prompts, topic, seed=seed, **kwargs)
@@ -344,8 +346,7 @@ def evaluate(
     mark = run_mark(model, topic, kwargs) if path else None
     table, done = saved_rows(path, topic.name, list(interventions), prompts, seeds, mark)
     waiting = {m: how for m, how in interventions.items() if m not in done}
-    common = {m: i for m, i in waiting.items() if i is None or isinstance(i, (str, Intervention))}
-    made = all_texts(model, common if at_once else {}, prompts, topic, seeds, **kwargs)
+    made = all_texts(model, waiting if at_once else {}, prompts, topic, seeds, **kwargs)
     for method, how in tqdm(waiting.items(), desc=topic.name, delay=2, leave=False):
         how = how() if is_maker(how) else how
         out = made.pop(method, None) or [
@@ -353,9 +354,7 @@ def evaluate(
             for g in continuations(model, how, prompts, topic, seed=seed, **kwargs)]
         done[method] = measured_rows(model, topic, method, how, out, classifier, cola, judge)
         if keep_texts: done[method]["text"] = [g.text for _, g in out]
-        if path is not None:
-            done[method]["mark"] = mark
-            table = save_rows(path, table, done[method])
+        if path is not None: table = save_rows(path, table, done[method].assign(mark=mark))
     return pd.concat([done[m] for m in interventions], ignore_index=True)
 
 # %% ../nbs/04_eval.ipynb #c060

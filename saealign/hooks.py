@@ -159,7 +159,8 @@ def within(self:Chunk,
     if self.in_pieces:
         raise ValueError("The prompt comes in several calls on one KV cache, so the scope 'new' "
                          "cannot know its end beforehand: give steer(…, prompt_length=…), "
-                         "counted from the start of the text, or read the first part before the block.")
+                         "counted from the start of the text, or read the first part before "
+                         "the block.")
     return mask & (position >= self.last.to(mask.device))
 
 # %% ../nbs/machinery/hooks.ipynb #c13831c08

@@ -55,6 +55,7 @@ def n_layers(
     config = text_config(lm)
     return config.n_layers if is_transformer_lens(lm) else config.num_hidden_layers
 
+# %% ../nbs/machinery/language_models.ipynb #c9c89b493
 def vocab_size(
     lm:nn.Module, # any language model
 ) -> int:

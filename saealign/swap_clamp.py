@@ -301,8 +301,8 @@ class Clamp(ForTopic, FeatureIntervention):
         if value not in ("max", "token"):
             raise ValueError(f"value={value!r}: choose 'max' or 'token'.")
         if value == "max" and topic.ref is None:
-            raise ValueError("value='max' needs activations on reference prompts, which bare scores "
-                             "lack: use value='token'.")
+            raise ValueError("value='max' needs activations on reference prompts, which bare "
+                             "scores lack: use value='token'.")
         self.n, self.scale, self.value = n, scale, value
 
 # %% ../nbs/03_swap_clamp.ipynb #c6510c345
